@@ -1,0 +1,250 @@
+"""The command line: parse, call, print. Results go to stdout, progress to stderr; the thinking is elsewhere.
+
+Exit codes: 0 done; 1 done, but a guard or the verdict says no; 2 the input is wrong; 3 something failed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from burnish import api
+from burnish.errors import BurnishError
+
+app = typer.Typer(
+    help="Fine-tune a language model on your own examples, and prove whether it got better.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Look at, clean and split a file of examples.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+RecipePath = Annotated[Path, typer.Argument(help="a recipe in YAML")]
+RunPath = Annotated[Path, typer.Argument(help="the folder of a run")]
+Files = Annotated[list[str], typer.Argument(help="files of examples; file#500 takes 500 rows")]
+Overrides = Annotated[list[str], typer.Option("--set", help="a.b=value overrides a key of the recipe")]
+Columns = Annotated[
+    list[str], typer.Option("--column", help="label=category: what a format calls it = what your file calls it")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Force = Annotated[bool, typer.Option("--force", help="do it although the verdict, or a file that is there, says no")]
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="a file of examples")],
+    goal: Annotated[str, typer.Option(help="one sentence: what is the model for?")] = "",
+    model: Annotated[
+        str, typer.Option(help="a built-in name, a Hugging Face id, a folder or a .gguf file")
+    ] = "smollm2-135m",
+    out: Annotated[Path, typer.Option("-o", "--out", help="where to write it")] = Path("recipe.yaml"),
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe from a file of examples by looking at it."""
+    from burnish.init import write_recipe
+
+    if not goal and sys.stdin.isatty():
+        goal = typer.prompt("One sentence: what is the model for?", default="", show_default=False)
+    written = write_recipe(data, out, goal=goal, model=model, force=force)
+    show(written, as_json, f"{written['recipe']}\n# written to {out}; next: burnish run {out}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check the installation, the accelerator, the disk and the packages."""
+    found = api.doctor()
+    show(
+        found,
+        as_json,
+        "\n".join(f"{item['status']:<5} {item['name']:<14} {item['found']}{hint(item['fix'])}" for item in found),
+    )
+    if any(item["status"] == "fail" for item in found):
+        raise typer.Exit(3)
+
+
+@data_app.command("check")
+def data_check(
+    files: Files,
+    column: Columns = [],  # noqa: B006 - typer reads the default, nobody changes it
+    model: Annotated[
+        str, typer.Option(help="also show rows as this model's tokenizer sees them; empty for none")
+    ] = "smollm2-135m",
+    as_json: AsJson = False,
+) -> None:
+    """Show what is in a file of examples and what is wrong with it."""
+    from burnish.inspect import inspect
+
+    found = inspect(files, columns=as_columns(column), model=model)
+    show(found.as_json(), as_json, found.as_text())
+
+
+@data_app.command("clean")
+def data_clean(
+    files: Files,
+    out: Annotated[Path, typer.Option("-o", "--out", help="the JSON Lines file to write")],
+    column: Columns = [],  # noqa: B006
+    redact: Annotated[bool, typer.Option(help="replace personal data and secrets by their kind")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a clean copy of a file of examples, and beside it what was dropped or changed."""
+    from burnish.data.check import write_clean
+
+    written = write_clean(files, out, columns=as_columns(column), redact=redact, overwrite=force)
+    show(
+        written,
+        as_json,
+        f"{written['written']} of {written['read']} rows written to {out}; the ledger is {written['ledger']}",
+    )
+
+
+@data_app.command("split")
+def data_split(
+    files: Files,
+    out: Annotated[Path, typer.Option("-o", "--out", help="the folder to write train, validation and test into")],
+    validation: Annotated[float, typer.Option(help="share of the rows")] = 0.1,
+    test: Annotated[float, typer.Option(help="share of the rows")] = 0.1,
+    group_by: Annotated[str, typer.Option(help="rows with one value of this column stay together")] = "",
+    seed: int = 0,
+    column: Columns = [],  # noqa: B006
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Split a file of examples so that no group and no near-duplicate straddles a split."""
+    from burnish.data.check import write_split
+
+    written = write_split(
+        files,
+        out,
+        columns=as_columns(column),
+        validation=validation,
+        test=test,
+        group_by=group_by or None,
+        seed=seed,
+        overwrite=force,
+    )
+    show(
+        written, as_json, "\n".join(f"{count:>8} rows in {out / name}.jsonl" for name, count in written["rows"].items())
+    )
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Say what a run would need (memory, tokens, time) without loading a weight."""
+    found = api.plan(recipe, overrides=overrides)
+    show(found.as_json(), as_json, found.as_text())
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="the run's folder; runs/NAME by default")] = None,
+    sample: Annotated[int, typer.Option(min=8, help="take the whole way on so many rows, for a first try")] = 0,
+    overrides: Overrides = [],  # noqa: B006
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take a recipe through the nine steps to a proven model; run again, it goes on where it stopped."""
+    overrides = [*overrides, f"data.sample={sample}"] if sample else overrides
+    report = api.run(recipe, out=out, overrides=overrides, quiet=quiet)
+    show(report, as_json, summary(report))
+    if report["verdict"] != "ship":
+        raise typer.Exit(1)
+
+
+@app.command()
+def chat(
+    run: RunPath,
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="ask this one thing and end")] = "",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Talk to the tuned model of a run; each line on stdin is something said, /new begins again."""
+    model = api.load(run, force=force)
+    if sys.stdin.isatty() and not prompt:
+        print("Say something; /new begins again, Ctrl-D ends.", file=sys.stderr)
+    for answer in model.answers(iter([prompt] if prompt else sys.stdin)):
+        show({"answer": answer}, as_json, answer)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    to: Annotated[Path, typer.Option("-o", "--to", help="the folder to write into")],
+    kind: Annotated[list[str], typer.Option(help="adapter, merged")] = ["adapter", "merged"],  # noqa: B006
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model again, and prove that what was written says the same."""
+    parity = api.export(run, to, kinds=kind, force=force)
+    show(parity, as_json, f"written to {to}; log-probabilities within {parity['largest_difference']:.1e}")
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="where the runs are")] = api.RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs of a folder and compare them, the newest first."""
+    from burnish.run import runs_table
+
+    found = api.runs(folder)
+    show(found, as_json, runs_table(found))
+
+
+def show(value: Any, as_json: bool, text: str) -> None:
+    """Print a result: as JSON for programs, else as text for people."""
+    print(json.dumps(value, indent=1) if as_json else text)
+
+
+def hint(fix: str) -> str:
+    return f"\n{'':20} {fix}" if fix else ""
+
+
+def as_columns(pairs: list[str]) -> dict[str, str] | None:
+    from burnish.errors import RecipeError
+
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise RecipeError(f"found {wrong[0]!r}", where="--column", expected="label=category")
+    return dict(pair.split("=", 1) for pair in pairs) or None
+
+
+def summary(report: dict[str, Any]) -> str:
+    """What a person wants to know when a run has ended."""
+    lines = [f"verdict: {report['verdict']}", *(f"  {reason}" for reason in report["reasons"])]
+    lines += [f"  guard {g['n']:>2} {g['mistake']:<28} {g['status']:<8} {g['found']}" for g in report["guards"]]
+    lines += [f"  {name}: {report['folder']}/{path}" for name, path in report.get("artifacts", {}).items()]
+    return "\n".join([*lines, f"  report: {report['folder']}/report.html"])
+
+
+def main() -> None:
+    """Run the command; whatever the user can put right is printed without a traceback."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except BurnishError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(3)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        usage = getattr(error, "show", None)  # what click says of a wrong option
+        if usage is None:
+            raise
+        usage()
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

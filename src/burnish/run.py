@@ -1,0 +1,144 @@
+"""The folder of a run: what each step found, when, and what it may reuse next time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from burnish.data.formats import parse
+from burnish.data.rows import Row
+from burnish.errors import BurnishError, CheckpointError, Interrupted
+from burnish.guards import Evidence
+from burnish.progress import Progress
+
+NAMES = ("choose", "clean", "tokenize", "smoke", "set up", "metric", "train", "evaluate", "deploy")
+
+
+class Run:
+    """A run's folder, its nine steps, and the parts of its report.
+
+    Each step's result is kept under a hash of all that it depends on, so that the same recipe goes on where it stopped and a changed one
+    repeats only what it must.
+    """
+
+    def __init__(self, folder: Path, progress: Progress, evidence: Evidence, name: str) -> None:
+        self.folder, self.progress, self.evidence, self.name = folder, progress, evidence, name
+        self.steps: list[dict[str, Any]] = [
+            {"n": n, "name": name, "status": "not_run", "seconds": 0.0, "summary": ""}
+            for n, name in enumerate(NAMES, 1)
+        ]
+        self.parts: dict[str, Any] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[dict[str, Any]]:
+        """Time a step and keep its record; the block sets record["summary"] and, where it did nothing anew, record["status"]."""
+        record = self.steps[NAMES.index(name)]
+        record["status"] = "done"
+        self.progress.begin(record["n"], name)
+        began = time.perf_counter()
+        try:
+            yield record
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            record["status"] = "not_run" if stopped else "failed"
+            record["summary"] = str(error).split("\n")[0] if isinstance(error, BurnishError) else type(error).__name__
+            raise
+        finally:
+            record["seconds"] = round(time.perf_counter() - began, 2)
+            self.progress.end(record)
+
+    def learn(self, **known: Any) -> None:
+        """Add to what the guards will be asked about."""
+        self.evidence = replace(self.evidence, **known)
+
+    def kept(self, name: str, key: str) -> dict[str, Any] | None:
+        """What a step kept under this key, or None."""
+        path = self.folder / "steps" / f"{name}.json"
+        with contextlib.suppress(OSError, json.JSONDecodeError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.get("key") == key:
+                result: dict[str, Any] = found["result"]
+                return result
+        return None
+
+    def keep(self, name: str, key: str, result: dict[str, Any]) -> dict[str, Any]:
+        write_text(self.folder / "steps" / f"{name}.json", json.dumps({"key": key, "result": result}, indent=1))
+        return result
+
+    def write_rows(self, split: str, rows: Sequence[Row]) -> None:
+        """Keep the rows of a split with the place that each came from."""
+        lines = (json.dumps({"place": [row.file, row.line], "row": row.as_json()}) for row in rows)
+        write_text(self.folder / "data" / f"{split}.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def read_rows(self, split: str) -> list[Row]:
+        """The rows that `write_rows` kept. Raises CheckpointError where the file was damaged since."""
+        path = self.folder / "data" / f"{split}.jsonl"
+        try:
+            kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return [parse(record["row"], *record["place"]) for record in kept]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the kept rows cannot be read: {error}", where=str(path), hint=f"rm -r {self.folder}"
+            ) from error
+
+
+def key_of(*parts: Any) -> str:
+    """A hash of plain values, to tell whether anything that a step depends on has changed."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def files_key(paths: Sequence[str]) -> str:
+    """A hash of the contents of files; a path that is no file (a hub id) counts by its name."""
+    digest = hashlib.sha256()
+    for name in paths:
+        digest.update(name.encode())
+        path = Path(name.partition("#")[0])
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(fresh, 0o644)
+        os.replace(fresh, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)
+        raise
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_report(folder: str | Path) -> dict[str, Any]:
+    """The report.json of a run. Raises CheckpointError that says what is there instead."""
+    path = Path(folder) / "report.json"
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return report
+    except OSError as error:
+        raise CheckpointError(
+            "this is no run", where=str(folder), expected="a folder with report.json", hint="burnish runs   lists them"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"it is damaged: {error}", where=str(path), hint="burnish run RECIPE   writes it again"
+        ) from error

@@ -1,0 +1,1 @@
+"""What is made of a tuned model: files that load anywhere, and a conversation."""

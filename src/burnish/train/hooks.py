@@ -1,0 +1,189 @@
+"""What looks on while the loop runs: validation, saving, recording, and the signal to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from burnish.errors import Interrupted
+from burnish.train.checkpoint import Checkpoint, Store, random_state
+from burnish.train.loop import Step
+from burnish.train.optim import Optim
+from burnish.train.trackers import Tracker
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One look at the validation split. loss: nats a trained token. metric: the main figure, higher is better. answers: to the fixed prompts."""
+
+    step: int
+    loss: float
+    metric: float
+    metrics: dict[str, float]
+    answers: list[str]
+
+
+@dataclass
+class Validate:
+    """Measures at the given steps, remembers the best by the metric, and stops after `patience` looks without a better one.
+
+    The metric, not the loss, decides: an early stop on loss can lose accuracy that was still rising.
+    """
+
+    measure: Callable[[int], Validation]
+    due: frozenset[int]
+    patience: int
+    history: list[Validation] = field(default_factory=list)
+
+    @property
+    def best(self) -> Validation | None:
+        """The first of the best by metric; among equal metrics the one of lower loss."""
+        return max(self.history, key=lambda seen: (seen.metric, -seen.loss), default=None)
+
+    @property
+    def reason_to_stop(self) -> str | None:
+        best = self.best
+        since = sum(seen.step > best.step for seen in self.history) if best else 0
+        return f"no better for {since} validations" if since >= self.patience else None
+
+    def look(self, step: int) -> None:
+        """Measure at this step unless it was done, as it may have been before a run went on."""
+        if step in self.due and all(seen.step != step for seen in self.history):
+            self.history.append(self.measure(step))
+
+    def after(self, step: Step) -> str | None:
+        self.look(step.number)
+        return self.reason_to_stop
+
+
+@dataclass
+class Save:
+    """Saves every so many steps, or about once a minute where `every` is None; at each best validation; and when told to."""
+
+    store: Store
+    optim: Optim
+    position: Callable[[], dict[str, Any]]
+    validate: Validate
+    every: int | None = None
+    interval: float = 60.0
+    saved: int = 0
+    _last: float = field(default_factory=time.monotonic)
+
+    def after(self, step: Step) -> str | None:
+        best = self.validate.best
+        is_best = best is not None and best.step == step.number
+        due = step.number % self.every == 0 if self.every else time.monotonic() - self._last >= self.interval
+        if due or is_best or step.number == step.total:
+            self.now()
+        return None
+
+    def now(self) -> None:
+        """Save the state as it is, unless it stands on disk already."""
+        step = self.optim.steps
+        if step == self.saved:
+            return
+        state = {
+            "position": self.position(),
+            "steps": step,
+            "random": random_state(),
+            "validations": [asdict(seen) for seen in self.validate.history],
+        }
+        best = self.validate.best
+        checkpoint = Checkpoint(dict(self.optim.parameters), self.optim.state_tensors(), state)
+        self.store.save(checkpoint, step, best=best.step if best else None)
+        self.saved, self._last = step, time.monotonic()
+
+
+@dataclass
+class Record:
+    """Appends each step to `metrics.jsonl`, hands it to the trackers, and shows it."""
+
+    path: Path
+    trackers: Sequence[Tracker] = ()
+    show: Callable[[Step], None] = lambda step: None
+
+    def begin(self, done: int) -> None:
+        """Drop the lines of steps after `done`: they were lost with the weights that they speak of."""
+        kept = [line for line in self.lines() if line.get("step", 0) <= done]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every line that is whole; the last may have been cut by a kill."""
+        lines = []
+        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
+        return lines
+
+    def after(self, step: Step) -> str | None:
+        values = {
+            **step.stats,
+            "loss": step.loss,
+            "gradient_norm": step.gradient_norm,
+            "learning_rate": step.learning_rate,
+            "tokens": step.tokens,
+            "trained_tokens": step.trained,
+            "seconds": round(step.seconds, 4),
+        }
+        self.write(step.number, values)
+        self.show(step)
+        return None
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+        for tracker in self.trackers:
+            tracker.log(numbers, step)
+
+
+class StopSignal:
+    """SIGTERM and SIGINT: at once where nothing can be lost, after the running step where the weights are being changed."""
+
+    def __init__(self) -> None:
+        self.received = ""
+        self._held = False
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Handle both signals until the block ends; in a thread, where Python allows no handlers, do nothing."""
+        try:
+            before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self, hold: bool = True) -> Iterator[None]:
+        """Within the block a signal is only noted (or, with hold=False, acted on at once although an outer block holds)."""
+        before, self._held = self._held, hold
+        try:
+            if not hold:
+                self._raise_if_received()
+            yield
+        finally:
+            self._held = before
+
+    def after(self, step: Step) -> str | None:
+        return f"stopped by {self.received}" if self.received else None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        if not self._held:
+            self._raise_if_received()
+
+    def _raise_if_received(self) -> None:
+        if self.received:
+            raise Interrupted(f"stopped by {self.received}", hint="type the same command again: it goes on from here")

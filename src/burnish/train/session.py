@@ -1,0 +1,181 @@
+"""One training from its beginning, or from its newest checkpoint, to its end."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.data.feed import Feed
+from burnish.errors import CheckpointError, Interrupted
+from burnish.evaluate.runner import Exam
+from burnish.model.adapt import trained_parameters
+from burnish.model.net import Net
+from burnish.model.sample import Sampler
+from burnish.progress import Progress, as_time
+from burnish.recipe import Train
+from burnish.train.checkpoint import Store, set_random_state
+from burnish.train.hooks import Record, Save, StopSignal, Validate, Validation
+from burnish.train.loop import Step, Tasks, fit
+from burnish.train.optim import Optim
+from burnish.train.trackers import Tracker
+
+FIXED_PROMPTS = 4  # held-out prompts whose answers are kept at each validation
+
+
+@dataclass
+class Session:
+    """What the loop needs, put together. exam: the validation questions; without items nothing is validated."""
+
+    net: Net
+    tasks: Tasks
+    feed: Feed
+    optim: Optim
+    exam: Exam
+    sampler: Sampler
+    store: Store
+    settings: Train
+    progress: Progress
+    stop: StopSignal
+
+    def run(self, metrics: Path, trackers: list[Tracker]) -> dict[str, Any]:
+        """Train to the end and return the report's `training`. Raises Interrupted, once all is saved, on a signal to stop."""
+        record = Record(metrics, trackers, Ticker(self.progress))
+        validate = self._validation()
+        every = None if self.settings.save_every == "auto" else self.settings.save_every
+        save = Save(self.store, self.optim, self.feed.state_dict, validate, every)
+        self._resume(validate, save, record)
+        try:
+            with self.stop.held():
+                validate.look(self.optim.steps)
+                reason = validate.reason_to_stop or fit(
+                    self.net, self.tasks, self.feed, self.optim, [record, validate, save, self.stop]
+                )
+        except Interrupted:
+            save.now()
+            raise
+        finally:
+            for tracker in trackers:
+                tracker.close()
+        save.now()
+        if self.stop.received:
+            hint = "type the same command again: it goes on from there"
+            raise Interrupted(f"stopped by {self.stop.received} after step {self.optim.steps}", hint=hint)
+        return self._report(record, validate, reason)
+
+    def _resume(self, validate: Validate, save: Save, record: Record) -> None:
+        """Take up the newest whole checkpoint, or begin anew where there is none."""
+        found = self.store.newest()
+        for note in self.store.notes:
+            self.progress.say(f"! {note}")
+        if found is None:
+            self.store.clear()
+            record.begin(0)
+            return
+        step, checkpoint = found
+        load_trained(self.net, checkpoint.weights)
+        self.optim.load_state_tensors(checkpoint.optimizer, checkpoint.state["steps"])
+        self.feed.load_state_dict(checkpoint.state["position"])
+        set_random_state(checkpoint.state["random"])
+        validate.history = [Validation(**seen) for seen in checkpoint.state["validations"]]
+        save.saved = step
+        record.begin(step)
+        self.store.notes.append(f"went on from step {step}")
+        self.progress.say(f"  going on from checkpoints/step-{step:06d}")
+
+    def _validation(self) -> Validate:
+        """Looks before training and `validations` times during it; the last look is at the last step."""
+        total, looks = self.feed.total_steps, self.settings.validations
+        due = {round(total * number / looks) for number in range(looks + 1)} if self.exam.items else set()
+        return Validate(self._look, frozenset(due), self.settings.patience)
+
+    def _look(self, step: int) -> Validation:
+        with self.stop.held(hold=False):  # nothing changes here, so a signal need not wait
+            count = len(self.exam.items)
+            sitting = self.exam.sit(
+                self.net,
+                self.sampler,
+                lambda done: self.progress.update(f"step {step}: validating, {done} of {count} answers"),
+            )
+        figures = self.exam.figures(sitting)
+        found = Validation(step, sitting.loss, figures[self.exam.metric], figures, sitting.answers[:FIXED_PROMPTS])
+        self.progress.say(
+            f"    step {step}/{self.feed.total_steps}: validation loss {found.loss:.3f}, {self.exam.metric} {found.metric:.3f}"
+        )
+        if sitting.answers[0]:
+            asked, answered = (
+                " ".join(text.split())[:150] for text in (self.exam.items[0].question, sitting.answers[0])
+            )
+            self.progress.say(f"      {asked}\n      → {answered}")
+        return found
+
+    def _report(self, record: Record, validate: Validate, reason: str) -> dict[str, Any]:
+        curve = [line for line in record.lines() if "loss" in line]
+        seconds = sum(line["seconds"] for line in curve)
+        best = validate.best
+        return {
+            "steps": self.optim.steps,
+            "best_step": best.step if best else self.optim.steps,
+            "seconds": round(seconds, 1),
+            "tokens_per_second": round(sum(line["tokens"] for line in curve) / max(seconds, 1e-9), 1),
+            "peak_memory_bytes": peak_memory(),
+            "learning_rate": self.optim.learning_rate,
+            "precision": self.net.precision,
+            "device": str(self.net.device),
+            "stopped": "ran to its end" if reason == "end" else f"stopped early, {reason}",
+            "curve": [
+                {name: line[name] for name in ("step", "loss", "learning_rate", "gradient_norm", "tokens")}
+                for line in curve
+            ],
+            "validations": [asdict(seen) for seen in validate.history],
+            "prompts": [item.question for item in self.exam.items[:FIXED_PROMPTS]],
+            "notes": self.store.notes,
+        }
+
+
+class Ticker:
+    """The live line of training: loss, speed and the time that is left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._seconds = 0.0
+        self._tokens = 0
+        self._steps = 0
+
+    def __call__(self, step: Step) -> None:
+        self._seconds += step.seconds
+        self._tokens += step.tokens
+        self._steps += 1
+        left = as_time((step.total - step.number) * self._seconds / self._steps)
+        speed = self._tokens / self._seconds
+        self._progress.update(
+            f"step {step.number}/{step.total}  loss {step.loss:.3f}  {speed:.0f} tokens/s  {left} left"
+        )
+
+
+def load_trained(net: Net, weights: Mapping[str, Tensor]) -> None:
+    """Put a checkpoint's weights into the net. Raises CheckpointError where they are not those of this net."""
+    mine = trained_parameters(net.model)
+    if mine.keys() != weights.keys() or any(mine[name].shape != weights[name].shape for name in mine):
+        raise CheckpointError(
+            "its weights are not those that this recipe trains",
+            where="checkpoints",
+            hint="rm -r the checkpoints folder",
+        )
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(weights[name])
+
+
+def peak_memory() -> int:
+    """Bytes: of the accelerator where there is one, else the largest that this process has been."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

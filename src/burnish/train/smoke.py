@@ -1,0 +1,163 @@
+"""The try-out before a real run: whatever would fail after an hour fails here, in seconds, and says why."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.core import Batch, Group, pack
+from burnish.data.render import Chat
+from burnish.errors import SmokeError
+from burnish.model.adapt import trained_parameters
+from burnish.model.net import Net
+from burnish.train.loop import Tasks, backward
+from burnish.train.optim import Optim
+
+MEMORY_ROWS = 2  # rows to learn by heart
+MEMORY_TOKENS = 256  # and how many tokens they may have together, so that it takes seconds
+MEMORY_STEPS = 40
+LEARNT = 0.25  # share of the first loss that counts as learnt by heart
+AGREEMENT = {"fp32": 1e-3, "bf16": 0.15}  # log-probability by our head against the model's own
+
+
+@dataclass(frozen=True)
+class SmokeReport:
+    """What the try-out saw. mask: one rendered row, its trained tokens marked."""
+
+    longest_tokens: int
+    first_loss: float
+    learnt_loss: float
+    learnt_steps: int
+    head_difference: float
+    mask: str
+
+    @property
+    def summary(self) -> str:
+        learnt = f"{self.first_loss:.2f} to {self.learnt_loss:.2f} in {self.learnt_steps} steps"
+        return f"longest batch of {self.longest_tokens} tokens fits; {MEMORY_ROWS} rows learnt by heart, {learnt}; export loads"
+
+
+def smoke(
+    net: Net,
+    tasks: Tasks,
+    task: str,
+    groups: Sequence[Group],
+    chat: Chat,
+    longest: Sequence[Batch],
+    rate: float,
+    export: Callable[[Any, Path], None],
+) -> SmokeReport:
+    """Try every part of the run once; the weights are as they were when it returns.
+
+    longest: the micro-batches of a step of the longest rows. rate: the run's learning rate. export: saves the trained part into a
+    folder and reads it back. Raises SmokeError naming the part that failed.
+    """
+    before = {name: parameter.detach().clone() for name, parameter in trained_parameters(net).items()}
+    random_state = torch.get_rng_state()
+    try:
+        difference = _head_difference(net, tasks, task, groups)
+        _longest_step(net, tasks, longest)
+        first, last, steps = _learn_by_heart(net, tasks, task, groups, rate)
+        with tempfile.TemporaryDirectory() as folder:
+            export(net.model, Path(folder))
+    finally:
+        with torch.no_grad():
+            for name, parameter in trained_parameters(net).items():
+                parameter.copy_(before[name])
+        net.zero_grad(set_to_none=True)
+        torch.set_rng_state(random_state)
+    tokens = max((batch.ids.numel() for batch in longest), default=0)
+    return SmokeReport(tokens, first, last, steps, difference, chat.show(_shortest(groups)[0][0]))
+
+
+def _head_difference(net: Net, tasks: Tasks, task: str, groups: Sequence[Group]) -> float:
+    """The largest difference between our log-probabilities of a row and those from the model's own logits."""
+    group = _shortest(groups)[0]
+    batch = pack(group_of_one(group), row_tokens=len(group[0]), task=task).to(net.device)
+    net.eval()
+    with torch.no_grad():
+        ours = net(batch, frozenset({"logp"})).logp
+        with net.autocast():
+            logits = net.model(input_ids=batch.ids, use_cache=False).logits
+        theirs = logits.float().log_softmax(-1)[:, :-1].gather(-1, batch.ids[:, 1:, None])[..., 0]
+    assert ours is not None
+    difference = float(((ours[:, 1:] - theirs) * (batch.weight[:, 1:] != 0)).abs().max())
+    if not difference <= AGREEMENT[net.precision]:
+        raise SmokeError(
+            f"log-probabilities differ by {difference:.2g} from the model's own logits",
+            where="loss head",
+            expected="a decoder whose logits are its head's output; this model does something more",
+        )
+    return difference
+
+
+def group_of_one(group: Group) -> list[Group]:
+    """The first sequence of a group as a batch of its own."""
+    return [group[:1]]
+
+
+def _longest_step(net: Net, tasks: Tasks, longest: Sequence[Batch]) -> None:
+    """One step without an update at the size that needs the most memory."""
+    net.train()
+    try:
+        loss, _, norm = backward(net, tasks, longest, _optimizer(net, 0.0))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        tokens = max(batch.ids.numel() for batch in longest)
+        raise SmokeError(
+            f"a micro-batch of {tokens} tokens does not fit into memory",
+            where="longest batch",
+            hint=f"--set train.micro_tokens={tokens // 2}   or --set train.max_length={tokens // 2}",
+        ) from error
+    if not torch.isfinite(torch.tensor([loss, norm])).all():
+        places = ", ".join(longest[0].where[:5])
+        raise SmokeError(
+            f"the loss is {loss} and the gradient's norm {norm}",
+            where=f"longest batch, rows {places}",
+            expected="finite numbers",
+        )
+    if norm == 0:
+        raise SmokeError(
+            "no gradient reaches the trained parameters",
+            where="longest batch",
+            hint="freeze: {layers: '', modules: []}",
+        )
+
+
+def _learn_by_heart(
+    net: Net, tasks: Tasks, task: str, groups: Sequence[Group], rate: float
+) -> tuple[float, float, int]:
+    """Train on a few rows until their loss has nearly gone: (first loss, last loss, steps)."""
+    chosen = _shortest(groups)[:MEMORY_ROWS]
+    batch = [pack(chosen, row_tokens=MEMORY_TOKENS, task=task)]
+    optim = _optimizer(net, rate * 2)
+    losses: list[float] = []
+    net.train()
+    for _ in range(MEMORY_STEPS):
+        optim.zero_grad()
+        loss, _, _ = backward(net, tasks, batch, optim)
+        losses.append(loss)
+        if loss <= max(LEARNT * losses[0], 0.02):
+            return losses[0], loss, len(losses)
+        optim.step()
+    raise SmokeError(
+        f"the loss of {len(chosen)} rows fell from {losses[0]:.2f} only to {losses[-1]:.2f} in {MEMORY_STEPS} steps",
+        where=f"learning {', '.join(batch[0].where)} by heart",
+        expected=f"under {LEARNT * losses[0]:.2f}; a model that cannot learn two rows cannot learn a file",
+        hint="--set train.learning_rate=auto   and look at the rows with burnish data check",
+    )
+
+
+def _shortest(groups: Sequence[Group]) -> list[Group]:
+    """Groups from the shortest on, of those with something to learn."""
+    return sorted(
+        (group for group in groups if group and group[0].trained), key=lambda group: sum(len(seq) for seq in group)
+    )
+
+
+def _optimizer(net: Net, rate: float) -> Optim:
+    return Optim(trained_parameters(net), learning_rate=rate, total=10 * MEMORY_STEPS, warmup=0.0, weight_decay=0.0)
