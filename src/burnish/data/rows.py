@@ -19,7 +19,7 @@ class Turn:
     """One message of a conversation.
 
     weight: what its tokens count in the loss; None means the default, 1 for the assistant and 0 for everybody else.
-    calls: the tool calls of an assistant, as the OpenAI format writes them.
+    calls: the tool calls of an assistant, as the OpenAI format writes them. call_id: which call a tool's turn answers.
     """
 
     role: Role
@@ -27,6 +27,7 @@ class Turn:
     weight: float | None = None
     calls: tuple[Mapping[str, Any], ...] = ()
     name: str = ""
+    call_id: str = ""
 
     def as_json(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": self.role, "content": self.content}
@@ -34,6 +35,8 @@ class Turn:
             message["name"] = self.name
         if self.calls:
             message["tool_calls"] = [dict(call) for call in self.calls]
+        if self.call_id:
+            message["tool_call_id"] = self.call_id
         if self.weight is not None:
             message["weight"] = self.weight
         return message
@@ -106,7 +109,8 @@ class Conversation(Row):
         return _join(tuple(turn for turn in self.turns[: self._last_answer()] if turn.role != "system"))
 
     def answer_text(self) -> str:
-        return _join(self.turns[self._last_answer() :])
+        """The last answer alone: a conversation may end with the user, whose last turn nobody answers."""
+        return _join(self.turns[self._last_answer() :][:1])
 
     def _last_answer(self) -> int:
         """The index of the last assistant turn, or the number of turns where there is none."""

@@ -1,0 +1,169 @@
+"""Rows that are there twice, labels that contradict each other, and rows of one split that stand in another."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from burnish.data.formats import parse
+from burnish.data.ledger import Entry, Ledger
+from burnish.data.private import masked
+from burnish.data.rows import Judged, Labelled, Pair, Ranking, Row, Turns
+from burnish.data.similar import Index, candidates, distinct_pairs, jaccard, shared_runs
+
+NEAR = 0.8  # Jaccard of character 5-grams from which two texts count as one
+LIKE = 0.5  # from here on they are told to the user, and nothing is done
+SHORT = 50  # characters of an answer below which one letter makes another answer: JSON keys, labels, numbers
+
+MatchKind = Literal["exact", "13-gram", "minhash", "near"]
+MATCH_KINDS: tuple[MatchKind, ...] = ("exact", "13-gram", "minhash", "near")
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Item `number` says what item `kept` said before it. jaccard: 1 where they are equal after normalisation."""
+
+    number: int
+    kept: int
+    jaccard: float
+
+    @property
+    def reason(self) -> str:
+        return "exact duplicate" if self.jaccard == 1 else "near-duplicate"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A training row and a held-out row whose prompts are equal, share 13 words in a row, or are near by MinHash.
+
+    kind: the cheapest test that found it; "near" (Jaccard 0.5 to 0.8) is no leak yet. No kind sees a leak that was said in
+    other words (arXiv 2311.04850).
+    """
+
+    kind: MatchKind
+    jaccard: float
+    train: Row
+    held_out: Row
+
+    def as_json(self) -> dict[str, Any]:
+        rows = {"train": self.train, "held_out": self.held_out}
+        sides = {side: {"place": [row.file, row.line], "row": row.as_json()} for side, row in rows.items()}
+        return {"kind": self.kind, "jaccard": self.jaccard, **sides}
+
+    @staticmethod
+    def restored(record: Mapping[str, Any]) -> Match:
+        """The match that `as_json` wrote."""
+        train, held_out = (parse(record[side]["row"], *record[side]["place"]) for side in ("train", "held_out"))
+        return Match(record["kind"], record["jaccard"], train, held_out)
+
+
+def whole_answer(row: Row) -> str:
+    """All that a row teaches beyond its prompt, so that rows differ where their lessons do."""
+    match row:
+        case Pair():
+            return f"{_said(row.chosen)}\n{_said(row.rejected)}"
+        case Judged():
+            return f"{_said(row.completion)}\n{row.good}"
+        case Ranking():
+            return "\n".join(f"{_said(turns)}\n{grade}" for turns, grade in zip(row.answers, row.grades, strict=True))
+        case _:
+            calls = [dict(call) for turn in getattr(row, "turns", ()) for call in turn.calls]
+            return row.answer_text() + (json.dumps(calls, sort_keys=True) if calls else "")
+
+
+def _said(turns: Turns) -> str:
+    return "\n".join(turn.content for turn in turns)
+
+
+def find_duplicates(index: Index, near: float = NEAR) -> list[Duplicate]:
+    """Items of (prompt, answer) that were there before, by number.
+
+    Equal means both texts are; near means that the prompts' Jaccard and the answers' are at least `near`, where answers
+    under 50 characters must be equal. No two items that are left over are near each other, but for pairs that MinHash
+    misses (see `similar.candidates`).
+    """
+    _, firsts, place = np.unique(index.digests, return_index=True, return_inverse=True)
+    origin = firsts[place]
+    found = {int(number): Duplicate(int(number), int(origin[number]), 1.0) for number in _repeated(origin)}
+    if near < 1:
+        pairs = candidates(index.signatures(), near, among=np.sort(firsts))
+        for first, second in distinct_pairs(pairs, len(index)):
+            if first in found or second in found:
+                continue
+            likeness = _likeness(index.parts(first), index.parts(second), near)
+            if likeness >= near:
+                found[second] = Duplicate(second, first, likeness)
+    return sorted(found.values(), key=lambda duplicate: duplicate.number)
+
+
+def _repeated(origin: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(origin != np.arange(len(origin)))
+
+
+def _likeness(first: Sequence[str], second: Sequence[str], near: float) -> float:
+    """The lower Jaccard of the prompts and of the answers; 0 where short answers differ."""
+    (prompt, answer), (other_prompt, other_answer) = first, second
+    if answer != other_answer and min(len(answer), len(other_answer)) < SHORT:
+        return 0.0
+    likeness = jaccard(prompt, other_prompt)
+    return min(likeness, jaccard(answer, other_answer)) if likeness >= near else likeness
+
+
+def find_conflicts(index: Index) -> list[tuple[int, int]]:
+    """Items of (prompt, answer) with another answer than an item of the same prompt has, and that item."""
+    answers: dict[str, dict[str, int]] = defaultdict(dict)
+    shared = _shared_prompts(index)
+    members: dict[str, list[int]] = defaultdict(list)
+    for number in shared:
+        prompt, answer = index.parts(number)
+        answers[prompt].setdefault(answer, number)
+        members[prompt].append(number)
+    conflicts = []
+    for prompt, by_answer in answers.items():
+        for number in members[prompt]:
+            own = index.parts(number)[1]
+            other = next((first for answer, first in by_answer.items() if answer != own), None)
+            if other is not None:
+                conflicts.append((number, other))
+    return sorted(conflicts)
+
+
+def _shared_prompts(index: Index) -> Iterator[int]:
+    """The items whose prompt stands more than once."""
+    prompts = np.fromiter((hash(index.parts(number)[0]) for number in range(len(index))), np.int64, len(index))
+    _, place, counts = np.unique(prompts, return_inverse=True, return_counts=True)
+    return map(int, np.flatnonzero(counts[place] > 1))
+
+
+def recur(answers: Counter[str]) -> bool:
+    """Whether answers are a set of labels: short, and each used five times or more on average."""
+    return bool(answers) and max(map(len, answers)) <= SHORT and 5 * len(answers) <= answers.total()
+
+
+def are_labels(rows: Sequence[Row]) -> bool:
+    """Whether these rows are a classification: Labelled with classes, or answers that recur."""
+    if any(isinstance(row, Labelled) and isinstance(row.label, float) for row in rows):
+        return False
+    return all(isinstance(row, Labelled) for row in rows) or recur(Counter(row.answer_text() for row in rows))
+
+
+def drop_duplicates(rows: Iterable[Row], ledger: Ledger, near: float = NEAR) -> list[Row]:
+    """The rows without those that were there before, exactly or nearly; the first one stays.
+
+    near: as in `find_duplicates`; 1 drops equal rows only. Prompts of a classification that carry two labels are noted, both.
+    """
+    rows = list(rows)
+    index = Index()
+    for row in rows:
+        index.add(row.prompt_text(), whole_answer(row))
+    duplicates = find_duplicates(index, near)
+    report_duplicates(duplicates, lambda number: rows[number], ledger)
+    if are_labels(rows):
+        report_conflicts(find_conflicts(index), lambda number: rows[number], ledger)
+    gone = {duplicate.number for duplicate in duplicates}
+    return [row for number, row in enumerate(rows) if number not in gone]
