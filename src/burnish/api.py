@@ -62,7 +62,8 @@ def init(data: str | Path, *, goal: str = "", model: str = "smollm2-135m") -> st
 def load(folder: str | Path, *, force: bool = False) -> Conversation:
     """The tuned model of a run, to talk to. Raises CheckpointError where its verdict is "stop" and `force` is not given."""
     from burnish.run import read_report
-    from burnish.serve.chat import Conversation, refuse_unless_fit
+    from burnish.serve.chat import Conversation
+    from burnish.serve.export import refuse_unless_fit
 
     report = read_report(folder)
     refuse_unless_fit(report, force=force)

@@ -149,7 +149,9 @@ def plan(recipe: RecipePath, overrides: Overrides = [], as_json: AsJson = False)
 def run(
     recipe: RecipePath,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="the run's folder; runs/NAME by default")] = None,
-    sample: Annotated[int, typer.Option(min=8, help="take the whole way on so many rows, for a first try")] = 0,
+    sample: Annotated[
+        int | None, typer.Option(min=8, help="take the whole way on so many rows, for a first try")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
     as_json: AsJson = False,

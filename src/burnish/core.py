@@ -23,6 +23,7 @@ class Seq:
 
     ids: T token ids. weight: T floats, weight[t] scales the loss of predicting ids[t]; 0 is not trained.
     y: class, grade, or 1/0 for chosen/rejected. tokens, values: streams, T long and scalar. where: "file:line" it came from.
+    lost: trained tokens that were cut off its end.
     """
 
     ids: list[int]
@@ -31,6 +32,7 @@ class Seq:
     tokens: dict[str, list[float]] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     where: str = ""
+    lost: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -16,6 +16,9 @@ exactly that, without a traceback; anything else that escapes is a defect of our
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class BurnishError(Exception):
     """Something that the user can put right.
@@ -52,7 +55,16 @@ class ModelError(BurnishError, ValueError):
 
 
 class DataGuardError(BurnishError, ValueError):
-    """The data would make every figure of the run worthless. where: the guard that blocks it."""
+    """The data would make every figure of the run worthless. where: the guard that blocks it.
+
+    rows: split -> how many rows. matches: the `data.dedup.Match` of what stands in two splits.
+    """
+
+    exit_code = 1
+
+    def __init__(self, found: str, *, rows: Mapping[str, int], matches: Sequence[Any], **said: str) -> None:
+        super().__init__(found, **said)
+        self.rows, self.matches = rows, matches
 
 
 class SmokeError(BurnishError, RuntimeError):

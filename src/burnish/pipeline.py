@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -98,10 +99,19 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
             exams = define_metric(run, recipe, tokenized, guarded)
             trained = train(run, recipe, chosen, tokenized, settings, net, exams, stop)
             evaluate(run, recipe, chosen, tokenized, trained, exams)
-            deploy(run, recipe, chosen, tokenized, settings, trained)
+            deploy(run, recipe, chosen, tokenized, trained)
     finally:
         report = finish(run, recipe)
     return report
+
+
+def plan_recipe(recipe: Recipe) -> memory.Plan:
+    """What a run would need: the data are read and tokenized, no weight is loaded, and nothing is kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), Progress(quiet=True), Evidence(recipe), "plan")
+        chosen = choose(run, recipe)
+        tokenized = tokenize(run, recipe, chosen, clean(run, recipe, chosen))
+        return plan_of(recipe, chosen, tokenized, settle(recipe, chosen, tokenized))
 
 
 def choose(run: Run, recipe: Recipe) -> Chosen:
@@ -396,9 +406,7 @@ def evaluate(
         )
 
 
-def deploy(
-    run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings, trained: Trained
-) -> None:
+def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained) -> None:
     """9: files that load anywhere, held against the model that was evaluated, and a card."""
     with run.step("deploy") as record:
         wanted = [name for name in recipe.deploy.export if name == "merged" or recipe.adapter.method != "full"]
@@ -407,9 +415,7 @@ def deploy(
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):
             groups = (tokenized.test.groups or tokenized.train.groups)[:PARITY_ITEMS]
             fixed = [group[0].ids for group in groups]
-            parity = export(
-                trained.net.model, tokenized.chat, chosen.source, run.folder, wanted, fixed, settings.precision
-            )
+            parity = export(trained.net.model, tokenized.chat, chosen.source, run.folder, wanted, fixed)
             kept = run.keep("deploy", key, parity)
         else:
             record["status"] = "reused"
@@ -431,6 +437,7 @@ def finish(run: Run, recipe: Recipe) -> dict[str, Any]:
         "schema": 1,
         "burnish": importlib.metadata.version("burnish"),
         "name": run.name,
+        "folder": str(run.folder),
         "created": now(),
         "goal": recipe.task.goal,
         "verdict": verdict,

@@ -6,6 +6,7 @@ means the same as one of Hugging Face's `TrainingArguments` or PEFT's `LoraConfi
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -200,9 +201,15 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     values = parse_yaml(text, str(path)) or {}
     if not isinstance(values, dict):
         raise RecipeError(f"found {_brief(values)}", where=str(path), expected="keys and values, such as `model: ...`")
+    return make_recipe(with_overrides(values, overrides), where=str(path), folder=path.parent)
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a recipe with some keys put in; `values` stays as it is. Raises RecipeError for a malformed override."""
+    changed = copy.deepcopy(dict(values))
     for key, value in _pairs(overrides):
-        _assign(values, key, value)
-    return make_recipe(values, where=str(path), folder=path.parent)
+        _assign(changed, key, value)
+    return changed
 
 
 def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Path | None = None) -> Recipe:

@@ -142,3 +142,41 @@ def read_report(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"it is damaged: {error}", where=str(path), hint="burnish run RECIPE   writes it again"
         ) from error
+
+
+def list_runs(folder: Path) -> list[dict[str, Any]]:
+    """The reports of the runs in a folder, the newest first; a folder without a readable report is no run."""
+    found = []
+    for path in folder.glob("*/report.json"):
+        with contextlib.suppress(CheckpointError):
+            found.append(read_report(path.parent) | {"folder": str(path.parent)})
+    return sorted(found, key=lambda report: str(report["created"]), reverse=True)
+
+
+def runs_table(reports: Sequence[dict[str, Any]]) -> str:
+    """One line for each run: when, verdict, metric before and after with the interval of the gain, steps and time."""
+    if not reports:
+        return "there are no runs here; burnish run RECIPE makes one"
+    lines = [("run", "created", "verdict", "metric", "n", "base", "tuned", "gain (95% interval)", "steps", "minutes")]
+    for report in reports:
+        evaluation, training = report.get("evaluation"), report.get("training") or {}
+        figures = ("", "", "", "", "")
+        if evaluation:
+            low, high = evaluation["ci95"]
+            gain = f"{evaluation['delta']:+.3f} ({low:+.3f} to {high:+.3f})"
+            figures = (
+                evaluation["metric"],
+                str(evaluation["n"]),
+                f"{evaluation['base']:.3f}",
+                f"{evaluation['tuned']:.3f}",
+                gain,
+            )
+        minutes = sum(step["seconds"] for step in report["steps"]) / 60
+        made = str(report["created"])[:16].replace("T", " ")
+        lines.append(
+            (report["folder"], made, report["verdict"], *figures, str(training.get("steps", "")), f"{minutes:.1f}")
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

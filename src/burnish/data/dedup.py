@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -161,9 +161,82 @@ def drop_duplicates(rows: Iterable[Row], ledger: Ledger, near: float = NEAR) -> 
     index = Index()
     for row in rows:
         index.add(row.prompt_text(), whole_answer(row))
+    places = [(row.file, row.line) for row in rows]
     duplicates = find_duplicates(index, near)
-    report_duplicates(duplicates, lambda number: rows[number], ledger)
+    report_duplicates(duplicates, index, places, ledger)
     if are_labels(rows):
-        report_conflicts(find_conflicts(index), lambda number: rows[number], ledger)
+        report_conflicts(find_conflicts(index), index, places, ledger)
     gone = {duplicate.number for duplicate in duplicates}
     return [row for number, row in enumerate(rows) if number not in gone]
+
+
+def report_duplicates(
+    duplicates: Iterable[Duplicate], index: Index, places: Sequence[tuple[str, int]], ledger: Ledger
+) -> None:
+    """Enter what is dropped as a duplicate. places: file and line of each item of the index."""
+    for one in duplicates:
+        file, line = places[one.kept]
+        kept = f"{file}:{line} stays (Jaccard {one.jaccard:.2f}): {masked(index.parts(one.kept)[0])}"
+        fix = (
+            "nothing: the first one stays"
+            if one.jaccard == 1
+            else "data: {near_duplicates: 1}   keeps those that differ"
+        )
+        ledger.add(Entry(*places[one.number], "dropped", one.reason, masked(index.parts(one.number)[0]), kept, fix))
+
+
+def report_conflicts(
+    conflicts: Iterable[tuple[int, int]], index: Index, places: Sequence[tuple[str, int]], ledger: Ledger
+) -> None:
+    """Enter the items of a classification whose prompt stands with another label elsewhere."""
+    for number, other in conflicts:
+        prompt, answer = index.parts(number)
+        file, line = places[other]
+        there = f"{file}:{line} says {masked(index.parts(other)[1])}"
+        fix = "decide which of the labels is right"
+        ledger.add(Entry(*places[number], "noted", "conflicting labels", f"{masked(prompt)} -> {answer}", there, fix))
+
+
+def find_matches(train: Sequence[Row], held_out: Sequence[Row]) -> list[Match]:
+    """Held-out rows whose prompt also stands in train, the surest kind first; each pair of rows is told once."""
+    index = Index()
+    for row in (*train, *held_out):
+        index.add(row.prompt_text())
+    found: dict[tuple[int, int], tuple[MatchKind, float]] = {}
+    for pair in _equal_across(index, len(train)):
+        found[pair] = ("exact", 1.0)
+    for firsts, seconds in shared_runs(index, left=len(train)):
+        for pair in zip(firsts.tolist(), seconds.tolist(), strict=True):
+            if pair not in found:
+                found[pair] = ("13-gram", jaccard(*(index.parts(number)[0] for number in pair)))
+    for pair in distinct_pairs(candidates(index.signatures(), LIKE, left=len(train)), len(index)):
+        if pair not in found:
+            likeness = jaccard(*(index.parts(number)[0] for number in pair))
+            if likeness >= LIKE:
+                found[pair] = ("minhash" if likeness >= NEAR else "near", likeness)
+    order = sorted(found, key=lambda pair: (MATCH_KINDS.index(found[pair][0]), -found[pair][1], pair[1], pair[0]))
+    return [Match(*found[pair], train[pair[0]], held_out[pair[1] - len(train)]) for pair in order]
+
+
+def _equal_across(index: Index, left: int) -> Iterator[tuple[int, int]]:
+    """Equal items below `left` and from it on: each with the first of the other side, so that none is missed."""
+    sides: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for number, digest in enumerate(index.digests.tolist()):
+        sides[digest][number >= left].append(number)
+    for below, above in sides.values():
+        if below and above:
+            yield from ((number, above[0]) for number in below)
+            yield from ((below[0], number) for number in above[1:])
+
+
+def near_pairs(index: Index) -> Iterator[tuple[int, int]]:
+    """Items whose first texts are equal, near or share 13 words: what must not be told apart by a split."""
+    firsts: dict[int, int] = {}
+    for number, digest in enumerate(index.digests.tolist()):
+        if (first := firsts.setdefault(digest, number)) != number:
+            yield first, number
+    for first, second in shared_runs(index):
+        yield from zip(first.tolist(), second.tolist(), strict=True)
+    for one, other in distinct_pairs(candidates(index.signatures(), NEAR), len(index)):
+        if jaccard(index.parts(one)[0], index.parts(other)[0]) >= NEAR:
+            yield one, other

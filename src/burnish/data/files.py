@@ -22,7 +22,9 @@ CHUNK = 1 << 20  # bytes read at once
 PACKED_CHUNK = 1 << 12  # bytes unpacked at once: so little that not even a bomb fills the memory in one step
 MAX_LINE = 1 << 30  # bytes: as much as a file without any line end may hold
 MAX_RATIO, UNPACKED_FREELY = 200, 1 << 26  # text packs 3 to 30 times; beyond this it was made to fill the disk
-Record = tuple[int, dict[str, Any], str]  # line, what stood there, its raw start
+Record = tuple[
+    int, dict[str, Any], str
+]  # line, what stood there, its raw start (none for a row of a table that is no text)
 Lines = Iterator[tuple[int, str]]  # number from 1, text without its line end
 EXCERPT = 200  # characters of a raw line that the ledger shows
 
@@ -38,10 +40,10 @@ BINARIES = {
 }
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
+    codecs.BOM_UTF32_LE: "utf-32le",
+    codecs.BOM_UTF32_BE: "utf-32be",
+    codecs.BOM_UTF16_LE: "utf-16le",
+    codecs.BOM_UTF16_BE: "utf-16be",
 }
 ENCODINGS = ["cp1252", "cp1251", "cp932", "gb18030", "big5", "cp949"]  # what is left of the days before UTF-8
 
@@ -80,7 +82,15 @@ class Intake:
     def _add(self, action: Action, line: int, reason: str, before: str, after: str, fix: str) -> None:
         self._ledger.add(Entry(self.file, line, action, reason, before[:EXCERPT], after[:EXCERPT], fix))
 
-    def useless(self, found: str, expected: str = "", hint: str = "", line: int = 1) -> RowError:
+    def empty(self) -> RowError:
+        return self.useless("the file is empty", "some rows", "check that the file was written, or fetched, to its end")
+
+    def bomb(self) -> RowError:
+        expected = f"data that unpack to at most {MAX_RATIO} times their size"
+        hint = "if these are your data, unpack them yourself, and give the file that comes of it"
+        return self.useless("a bomb: the file unpacks to far more than real data would", expected, hint)
+
+    def useless(self, found: str, expected: str, hint: str, line: int = 1) -> RowError:
         """The error for a file that cannot be used at all."""
         return RowError(found, where=f"{self.file}:{line}", expected=expected, hint=hint)
 
@@ -99,7 +109,8 @@ def read_bytes(path: Path, intake: Intake) -> Iterator[bytes]:
             else:
                 yield from iter(lambda: file.read(CHUNK), b"")
     except OSError as error:
-        raise intake.useless(f"the file cannot be read: {error.strerror or error}") from error
+        found, hint = f"the file cannot be read: {error.strerror or error}", f"ls -l {path}   shows who may read it"
+        raise intake.useless(found, "a file that may be read", hint) from error
 
 
 @contextmanager
@@ -130,12 +141,12 @@ def _unpack(packed: Iterable[bytes], zstd: bool, intake: Intake) -> Iterator[byt
             try:
                 data = unpacker.decompress(piece)
             except Exception as error:  # zstandard's own error type exists only where it is installed
-                raise intake.useless(f"the packed data are damaged: {error}", hint="fetch the file again") from error
+                found = f"the packed data are damaged: {error}"
+                raise intake.useless(found, "the whole file", "fetch it again") from error
             piece = unpacker.unused_data if unpacker.eof else b""
             went += len(data)
             if went > UNPACKED_FREELY and went > came * MAX_RATIO:
-                expected = f"data that unpack to at most {MAX_RATIO} times their size"
-                raise intake.useless("a bomb: the packed file unpacks to far more than real data would", expected)
+                raise intake.bomb()
             yield data
     if not unpacker.eof:
         raise intake.useless("the packed data end early", "the whole file", "fetch it again")
@@ -156,17 +167,18 @@ def read_lines(path: Path, intake: Intake) -> Lines:
     holds something else than text.
     """
     chunks = _unified(read_bytes(path, intake), intake)
-    number, begun = 1, [b""]  # begun: the pieces of a line whose end has not come yet
+    number, begun, length = 1, [b""], 0  # begun: the pieces of a line whose end has not come yet; length: theirs
     for chunk in chunks:
         block, found, rest = chunk.rpartition(b"\n")
         if not found:
             begun.append(rest)
-            if sum(map(len, begun)) > MAX_LINE:
+            length += len(rest)
+            if length > MAX_LINE:
                 hint = "one row to a line"
                 raise intake.useless("a line that is too long to be a row", f"at most {MAX_LINE} bytes", hint, number)
             continue
         block = b"".join([*begun, block])
-        begun = [rest]
+        begun, length = [rest], len(rest)
         yield from enumerate(_decode(block, number, intake), number)
         number += block.count(b"\n") + 1
     if rest := b"".join(begun):
@@ -190,15 +202,13 @@ def _unified(chunks: Iterator[bytes], intake: Intake) -> Iterator[bytes]:
         head += chunk
         if len(head) >= CHUNK // 16:
             break
-    if not head.strip():
-        raise intake.useless("the file is empty", "some rows")
+    refuse_other(head, intake)
     whole: Iterator[bytes] = chain((head,), chunks)
     encoding, mark = _encoding(head)
     if mark:
         intake.note_once(1, "a byte order mark, left out", encoding, "save the file as UTF-8 without one")
     if encoding != "utf-8":
-        fix = f"iconv -f {encoding} -t UTF-8 {intake.file} > utf8.{intake.file.rpartition('.')[2]}"
-        intake.note_once(1, f"read as {encoding}", "", fix)
+        intake.note_once(1, f"read as {encoding}", "", _iconv(encoding))
         whole = _as_utf8(whole, encoding, intake)
     else:
         _refuse_binary(head, intake)
@@ -218,7 +228,7 @@ def _encoding(head: bytes) -> tuple[str, bool]:
             return encoding, True
     even, odd = head[::2].count(0), head[1::2].count(0)
     if max(even, odd) > len(head) // 5 and min(even, odd) * 10 < max(even, odd):
-        return ("utf-16-le" if odd > even else "utf-16-be"), False
+        return ("utf-16le" if odd > even else "utf-16be"), False
     return "utf-8", False
 
 
@@ -227,24 +237,32 @@ def _as_utf8(chunks: Iterator[bytes], encoding: str, intake: Intake) -> Iterator
         for text in codecs.iterdecode(chunks, encoding):
             yield text.encode("utf-8")
     except UnicodeError as error:
-        raise intake.useless(f"the file begins as {encoding}, and is not: {error}", "text in one encoding") from error
+        found = f"the file begins as {encoding}, and is not: {error}"
+        raise intake.useless(found, "text in one encoding", "save the file as UTF-8") from error
 
 
-def _refuse_binary(head: bytes, intake: Intake) -> None:
-    opening = head[:512].lstrip().lower()
+def refuse_other(head: bytes, intake: Intake) -> None:
+    """Raise RowError where the first bytes of a file show what is often found in place of data, or nothing at all."""
+    if not head.strip():
+        raise intake.empty()
+    opening = head[:512].removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if opening.startswith((b"<!doctype html", b"<html")):
         hint = "the download gave a web page: look for the link to the raw file"
         raise intake.useless("an HTML page, not data", "JSON, CSV or parquet", hint)
     if opening.startswith(b"version https://git-lfs"):
         raise intake.useless("a git-lfs pointer, not the file itself", "the file's content", "git lfs pull")
-    if head.startswith(PARQUET):
-        raise intake.useless("a parquet file under another name", "text", "rename it to end in .parquet")
     for magic, (what, hint) in BINARIES.items():
         if head.startswith(magic):
             raise intake.useless(f"{what}, not data that is read", "JSON, CSV or parquet", hint)
+
+
+def _refuse_binary(head: bytes, intake: Intake) -> None:
+    if head.startswith(PARQUET):
+        raise intake.useless("a parquet file under another name", "text", "rename it to end in .parquet")
     control = len(re.findall(rb"[\x00-\x08\x0e-\x1f]", head))
     if control * 10 > len(head):
-        raise intake.useless("binary data, not text", "JSON, CSV or parquet")
+        hint = "open it with the program that wrote it, and save it as one of these"
+        raise intake.useless("binary data, not text", "JSON, CSV or parquet", hint)
 
 
 def _decode(block: bytes, number: int, intake: Intake) -> list[str]:
@@ -263,10 +281,13 @@ def _decode_line(line: bytes, around: list[bytes], number: int, intake: Intake) 
         return line.decode("utf-8")
     except UnicodeDecodeError:
         intake.encoding = intake.encoding or _guess(line, around)
-    fix = f"iconv -f {intake.encoding} -t UTF-8 {intake.file} > utf8.{intake.file.rpartition('.')[2]}"
     text = line.decode(intake.encoding, errors="replace")
-    intake.change(number, f"not UTF-8: read as {intake.encoding}", repr(line[:EXCERPT]), text, fix)
+    intake.change(number, f"not UTF-8: read as {intake.encoding}", repr(line[:EXCERPT]), text, _iconv(intake.encoding))
     return text
+
+
+def _iconv(encoding: str) -> str:
+    return f"save the file as UTF-8: iconv -f {encoding} -t UTF-8"
 
 
 def _guess(line: bytes, around: list[bytes]) -> str:

@@ -37,9 +37,12 @@ class Entry:
 
 
 class Ledger:
-    """Entries, written to a JSON Lines file as they come; counts and a few examples stay in memory."""
+    """Entries, written to a JSON Lines file as they come; counts and a few examples stay in memory.
 
-    def __init__(self, path: Path | None = None) -> None:
+    path: where to write, None for nowhere. append: go on with the file that is there.
+    """
+
+    def __init__(self, path: Path | None = None, *, append: bool = False) -> None:
         self.counts: Counter[tuple[Action, str]] = Counter()
         self.examples: list[Entry] = []
         self.places: dict[tuple[Action, str], list[str]] = {}
@@ -47,7 +50,7 @@ class Ledger:
         self._file: IO[str] | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", encoding="utf-8")
+            self._file = path.open("a" if append else "w", encoding="utf-8")
 
     def add(self, entry: Entry) -> None:
         key = (entry.action, entry.reason)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Literal
 
 from burnish.data.files import EXCERPT, Intake, Lines, Record, holds_text
 
 MAX_DOCUMENT = 1 << 30  # characters of a file that is one array, which has to be held whole
 LONE = re.compile("[\ud800-\udfff]")
 BETWEEN = re.compile(r"[\s,\[\]}]*")  # what stands between the records of an array, the rests of a broken one included
-NEXT = re.compile(r"\}\s*,?\s*\{")
 
 
 class Json:
@@ -29,7 +29,7 @@ class Json:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            self.twice += [key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index])]
+            self.twice += [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
         return found
 
     def record(self, line: int, value: Any, raw: str) -> Iterator[Record]:
@@ -48,7 +48,8 @@ class Json:
             try:
                 value = self._repaired(line, value, raw)
             except RecursionError as error:
-                self.intake.drop(line, *_unreadable(error, raw))
+                reason, fix = _unreadable(error)
+                self.intake.drop(line, reason, raw, fix)
                 return
         yield line, value, raw
 
@@ -65,6 +66,8 @@ def json_records(lines: Lines, intake: Intake) -> Iterator[Record]:
     """The rows of a JSON or JSON Lines file; which of the two it is shows in its first lines, not in its name."""
     filled = (line for line in lines if holds_text(line, intake))
     opening = list(islice(filled, 2))
+    if not opening:
+        raise intake.empty()
     reader = Json(intake)
     if _is_document(opening, reader):
         yield from _document(chain(opening, filled), reader)
@@ -75,16 +78,24 @@ def json_records(lines: Lines, intake: Intake) -> Iterator[Record]:
 
 def _is_document(opening: list[tuple[int, str]], reader: Json) -> bool:
     """Whether the first lines begin one JSON value that spans the file."""
-    first = opening[0][1].strip()
-    try:
-        reader.decode(first)
-        whole = True
-    except (ValueError, RecursionError):
-        whole = False
-    reader.twice = []
+    first, second = opening[0][1].strip(), "".join(text for _, text in opening[1:]).strip()
     if first.startswith("["):
-        return not whole or len(opening) == 1
-    return first.startswith("{") and not whole and len(opening) > 1 and not opening[1][1].lstrip().startswith("{")
+        return not second or _state(first, reader) != "whole"
+    spans = first.startswith("{") and _state(first, reader) == "open" and second != "" and not second.startswith("{")
+    return spans and _state(f"{first}\n{second}", reader) != "broken"
+
+
+def _state(text: str, reader: Json) -> Literal["whole", "open", "broken"]:
+    """Whether a text is JSON, or the beginning of some."""
+    try:
+        reader.decode(text)
+        return "whole"
+    except json.JSONDecodeError as error:
+        return "open" if error.pos >= len(text) else "broken"
+    except (ValueError, RecursionError):
+        return "broken"
+    finally:
+        reader.twice = []
 
 
 def _line(line: int, text: str, reader: Json) -> Iterator[Record]:
@@ -96,7 +107,8 @@ def _line(line: int, text: str, reader: Json) -> Iterator[Record]:
         yield from _broken_line(line, text, error, reader)
         return
     except (ValueError, RecursionError) as error:
-        reader.intake.drop(line, *_unreadable(error, text))
+        reason, fix = _unreadable(error)
+        reader.intake.drop(line, reason, text, fix)
         return
     if isinstance(value, list):
         reader.intake.line = line
@@ -107,11 +119,13 @@ def _line(line: int, text: str, reader: Json) -> Iterator[Record]:
         yield from reader.record(line, value, text)
 
 
-def _unreadable(error: Exception, text: str) -> tuple[str, str, str]:
-    """Reason, start of the row and fix for what is JSON, yet too much of it."""
+def _unreadable(error: Exception) -> tuple[str, str]:
+    """Reason and fix for what is no JSON, or too much of it."""
+    if isinstance(error, json.JSONDecodeError):
+        return "broken JSON", f"column {error.colno}: {error.msg}"
     if isinstance(error, RecursionError):
-        return "nested too deep", text, "flatten it"
-    return "a number beyond all bounds", text, "write it as text"
+        return "nested too deep", "flatten it"
+    return "a number beyond all bounds", "write it as text"
 
 
 def _broken_line(line: int, text: str, error: json.JSONDecodeError, reader: Json) -> Iterator[Record]:
@@ -134,8 +148,8 @@ def _broken_line(line: int, text: str, error: json.JSONDecodeError, reader: Json
             yield from reader.record(line, value, text)
             return
     cut = line == intake.unended and (error.pos >= len(text) or error.msg.startswith("Unterminated"))
-    reason = "broken JSON: the last line is cut off" if cut else "broken JSON"
-    intake.drop(line, reason, text, f"column {error.colno}: {error.msg}")
+    reason, fix = _unreadable(error)
+    intake.drop(line, f"{reason}: the last line is cut off" if cut else reason, text, fix)
 
 
 def _several(text: str, reader: Json) -> list[Any]:
@@ -155,15 +169,7 @@ def _several(text: str, reader: Json) -> list[Any]:
 
 def _document(lines: Iterable[tuple[int, str]], reader: Json) -> Iterator[Record]:
     """The rows of a file that is an array, or objects over several lines. They are counted from 1: the line is the row's number."""
-    intake, size, kept = reader.intake, 0, []
-    for _, line in lines:
-        size += len(line) + 1
-        kept.append(line)
-        if size > MAX_DOCUMENT:
-            hint = f"jq -c '.[]' {intake.file} > rows.jsonl"
-            raise intake.useless("a JSON array too large to be held whole", f"at most {MAX_DOCUMENT} characters", hint)
-    text = "\n".join(kept)
-    del kept
+    intake, text = reader.intake, _whole(lines, reader.intake)
     number, start = 0, _skip(text, 0)
     while start < len(text):
         number += 1
@@ -179,24 +185,42 @@ def _document(lines: Iterable[tuple[int, str]], reader: Json) -> Iterator[Record
         intake.note_once(number, "the array is not closed", text[-EXCERPT:], "the file may be cut off: fetch it again")
 
 
+def _whole(lines: Iterable[tuple[int, str]], intake: Intake) -> str:
+    """The file's text, each line of it at its number. Raises RowError where it is too much to be held."""
+    kept, last, size = [], 1, 0
+    for number, line in lines:
+        kept.append("\n" * (number - last) + line)
+        last = number
+        size += len(kept[-1])
+        if size > MAX_DOCUMENT:
+            hint = f"jq -c '.[]' {intake.file} > rows.jsonl"
+            raise intake.useless("a JSON array too large to be held whole", f"at most {MAX_DOCUMENT} characters", hint)
+    return "".join(kept)
+
+
 def _skip(text: str, position: int) -> int:
     found = BETWEEN.match(text, position)
     return found.end() if found else position
 
 
 def _drop_broken(text: str, start: int, number: int, error: Exception, intake: Intake) -> int:
-    """Drop the broken record, and return where the next one begins: one written at the same indent if there is one."""
-    raw = text[start : start + EXCERPT]
-    broken = start
+    """Drop the broken record, and return where the next one begins: the next object that opens a line at the same indent.
+
+    Raises RowError where records do not open lines, since nothing then tells a row from a part of one.
+    """
+    reason, fix = _unreadable(error)
+    broken, cut = start, False
     if isinstance(error, json.JSONDecodeError):
         broken = max(error.pos, start)
         cut = broken >= len(text) or error.msg.startswith("Unterminated")
-        reason = "broken JSON: the file is cut off" if cut and not NEXT.search(text, broken) else "broken JSON"
-        intake.drop(number, reason, raw, f"line {error.lineno}, column {error.colno}: {error.msg}")
-    else:
-        intake.drop(number, *_unreadable(error, raw))
+    line = text.count("\n", 0, broken) + 1
     indent = text[text.rfind("\n", 0, start) + 1 : start]
-    if not indent.strip() and start > 0 and (next_line := text.find(f"\n{indent}{{", broken)) >= 0:
-        return next_line + 1
-    found = NEXT.search(text, broken)
-    return found.end() - 1 if found else len(text)
+    opens_line = start > 0 and not indent.strip()
+    behind = text.find(f"\n{indent}{{", broken) if opens_line else -1
+    if behind < 0 and not cut and not opens_line:
+        expected = "an array of objects, or one object to a line"
+        raise intake.useless(f"{reason}, behind which no row can be told from another", expected, fix, line)
+    if behind < 0 and cut:
+        reason += ": the file is cut off"
+    intake.drop(number, reason, text[start : start + EXCERPT], f"line {line}, {fix}")
+    return behind + 1 if behind >= 0 else len(text)

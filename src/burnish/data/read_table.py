@@ -9,18 +9,30 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from burnish.data.files import MAX_RATIO, UNPACKED_FREELY, Intake, Lines, Record, holds_text, open_unpacked
-from burnish.data.formats._place import show
+from burnish.data.files import (
+    MAX_RATIO,
+    UNPACKED_FREELY,
+    Intake,
+    Lines,
+    Record,
+    holds_text,
+    open_unpacked,
+    refuse_other,
+)
+from burnish.errors import RowError
 
 MAX_CELL = 1 << 28  # characters
 MAX_CELL_LINES = 1000  # lines of a quoted cell; a quote that is still open then was never closed
 BATCH = 1024  # rows of a parquet file held at once
+HEAD = 512  # bytes that show whether a file is parquet at all
 
 
 def csv_records(lines: Lines, intake: Intake, delimiter: str) -> Iterator[Record]:
     """The rows of a table whose first line names its columns; cells are text, and may span lines within quotes."""
     csv.field_size_limit(MAX_CELL)
-    number, header = next(line for line in lines if holds_text(line, intake))
+    number, header = next((line for line in lines if holds_text(line, intake)), (0, ""))
+    if not header:
+        raise intake.empty()
     delimiter = _delimiter(header, delimiter, intake)
     names = _names(header, delimiter, number, intake)
     found = False
@@ -38,7 +50,8 @@ def csv_records(lines: Lines, intake: Intake, delimiter: str) -> Iterator[Record
         else:
             yield line, dict(zip(names, cells, strict=False)), raw
     if not found and not intake.drops:
-        raise intake.useless("a header without a row", f"rows with {', '.join(names)}")
+        hint = "the first line names the columns, and each other line is a row"
+        raise intake.useless("a header without a row", f"rows with {', '.join(names)}", hint)
 
 
 def _delimiter(header: str, usual: str, intake: Intake) -> str:
@@ -56,7 +69,10 @@ def _names(header: str, delimiter: str, line: int, intake: Intake) -> list[str]:
     try:
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter, strict=True))]
     except csv.Error as error:
-        raise intake.useless(f"a broken header: {error}", "the names of the columns", line=line) from error
+        hint = "close each quote, or leave quotes out of the names"
+        raise intake.useless(f"a broken header: {error}", "the names of the columns", hint, line) from error
+    while len(names) > 1 and not names[-1]:  # spreadsheets write their empty columns too
+        names.pop()
     if twice := sorted({name for name in names if names.count(name) > 1}):
         hint = "rename one of each in the first line"
         raise intake.useless(
@@ -107,16 +123,17 @@ def parquet_records(path: Path, intake: Intake) -> Iterator[Record]:
     import pyarrow
     from pyarrow import parquet
 
-    if path.stat().st_size == 0:
-        raise intake.useless("the file is empty", "some rows")
     try:
         with open_unpacked(path, intake) as unpacked:
+            refuse_other(unpacked.read(HEAD), intake)
             file = parquet.ParquetFile(unpacked)
             _refuse_bomb(file, path.stat().st_size, intake)
             rows = chain.from_iterable(_as_text(batch).to_pylist() for batch in file.iter_batches(BATCH))
             for number, row in enumerate(rows, 1):
-                yield number, row, show(row)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                yield number, row, ""
+    except RowError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: dates beyond Python's
         hint = "decrypt it first" if "encrypt" in str(error).lower() else "fetch the file again"
         raise intake.useless(f"no readable parquet file: {error}", "a parquet file", hint) from error
 
@@ -125,17 +142,17 @@ def _refuse_bomb(file: Any, size: int, intake: Intake) -> None:
     groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
     unpacked = sum(group.total_byte_size for group in groups)
     if unpacked > UNPACKED_FREELY and unpacked > size * MAX_RATIO:
-        expected = f"data that unpack to at most {MAX_RATIO} times their size"
-        raise intake.useless("a bomb: the parquet file unpacks to far more than real data would", expected)
+        raise intake.bomb()
 
 
 def _as_text(batch: Any) -> Any:
-    """The batch with columns of bytes read as text where they hold some: older writers do not tell the two apart."""
+    """The batch with bytes read as text where they hold some, since older writers do not tell the two apart, and times as text."""
     import pyarrow
 
     for index, field in enumerate(batch.schema):
-        if pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type):
-            with contextlib.suppress(pyarrow.ArrowInvalid):
+        kinds = (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_temporal)
+        if any(is_kind(field.type) for is_kind in kinds):
+            with contextlib.suppress(pyarrow.ArrowException):
                 batch = batch.set_column(index, field.name, batch.column(index).cast(pyarrow.string()))
     return batch
 
@@ -151,7 +168,7 @@ def hub_records(name: str, intake: Intake) -> Iterator[Record]:
         ) from error
     try:
         for number, row in enumerate(load_dataset(name, split="train", streaming=True), 1):
-            yield number, row, show(row)
+            yield number, row, ""
     except Exception as error:  # the network, the hub and each data set's files fail in their own ways
         hint = "check the name and the network, or download it and give the file"
         raise intake.useless(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from burnish.core import Group, Seq
@@ -27,17 +27,23 @@ class Chat:
     system: the system prompt of conversations that bring none. max_length: tokens of a sequence; more are cut off its end.
 
     What a user wrote never becomes a control token, even where it spells one: such spellings are swapped for marks that
-    the template carries through, and the marks are tokenized as plain text.
+    the template carries through, and the marks are tokenized as plain text. Control tokens are the special ones and those
+    that the template writes, such as `<think>`; the latter stay what they are in an answer, where the model is to write them.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system: str = "", max_length: int = 1024) -> None:
         self.tokenizer = tokenizer
         self.system = system
         self.max_length = max_length
-        self._control = sorted(
-            {token.content for token in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True
-        )
-        self._spelled = re.compile("|".join(map(re.escape, self._control)) or r"(?!)")
+        added = tokenizer.added_tokens_decoder
+        special = [token.content for token in added.values() if token.special]
+        # Other added tokens are mostly words, such as the runs of line ends and the HTML tags of Gemma.
+        written = [
+            text for token in added.values() if (text := token.content).strip() and text in str(tokenizer.chat_template)
+        ]
+        self._control = sorted({*special, *written}, key=len, reverse=True)
+        self._control_ids = frozenset(number for number, token in added.items() if token.content in self._control)
+        self._spelled, self._special = _any_of(self._control), _any_of(special)
         self.end_ids = self._find_end_ids()
 
     @property
@@ -85,7 +91,7 @@ class Chat:
         return "".join(pieces) + ("⟫" if inside else "")
 
     def _render_text(self, row: Text) -> Group:
-        ids = self._encode(row.text)[0] + [self.tokenizer.eos_token_id]
+        ids = self._encode(self._marked(row.text, self._spelled))[0] + [self.tokenizer.eos_token_id]
         if self.tokenizer.bos_token_id not in (None, self.tokenizer.eos_token_id):
             ids.insert(0, self.tokenizer.bos_token_id)
         pieces = [ids[start : start + self.max_length] for start in range(0, len(ids), self.max_length)]
@@ -114,24 +120,42 @@ class Chat:
 
     def _template(self, turns: Turns, tools: Sequence[Any], *, opened: bool = False) -> str:
         """The conversation as text, control tokens that users spelled out replaced by marks."""
-        from jinja2.exceptions import TemplateError
-
-        messages = [replace(turn, content=self._spelled.sub(self._mark, turn.content)).as_json() for turn in turns]
+        messages = [self._message(turn) for turn in turns]
+        tools = [self._marked(tool, self._spelled) for tool in tools]
         try:
             return self._apply(messages, tools, opened)
-        except TemplateError as error:
-            if not messages or messages[0]["role"] != "system":
-                raise ModelError(str(error), where="chat template") from error
-        try:  # some templates have no place for a system turn: it goes in front of the first user turn
-            return self._apply(_system_folded(messages), tools, opened)
-        except TemplateError as error:
-            raise ModelError(str(error), where="chat template") from error
+        except ModelError:
+            if [message["role"] for message in messages[:2]] != ["system", "user"]:
+                raise
+        # Some templates have no place for a system turn: it goes in front of the first user turn.
+        system, user, *rest = messages
+        return self._apply([{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest], tools, opened)
 
-    def _apply(self, messages: list[dict[str, Any]], tools: Sequence[Any], opened: bool) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            messages, tools=[dict(tool) for tool in tools] or None, tokenize=False, add_generation_prompt=opened
-        )
+    def _apply(self, messages: list[dict[str, Any]], tools: list[Any], opened: bool) -> str:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages, tools=tools or None, tokenize=False, add_generation_prompt=opened
+            )
+        except (TemplateError, TypeError, ValueError, LookupError) as error:  # a template is a program: it fails as one
+            raise ModelError(str(error), where="chat template") from error
         return text
+
+    def _message(self, turn: Turn) -> dict[str, Any]:
+        marked: dict[str, Any] = self._marked(turn.as_json(), self._spelled)
+        own = self._special if turn.role == "assistant" else self._spelled
+        return marked | {"role": turn.role, "content": self._marked(turn.content, own)}
+
+    def _marked(self, value: Any, spelled: re.Pattern[str]) -> Any:
+        """A JSON value with a mark in place of each control token that one of its texts spells."""
+        if isinstance(value, str):
+            return spelled.sub(self._mark, value)
+        if isinstance(value, Mapping):
+            return {self._marked(key, spelled): self._marked(inner, spelled) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._marked(inner, spelled) for inner in value]
+        return value
 
     def _mark(self, spelled: re.Match[str]) -> str:
         return f"\ue000{self._control.index(spelled[0])}\ue001"
@@ -157,7 +181,7 @@ class Chat:
     def _encode_literally(self, text: str) -> list[int]:
         """The ids of a control token's spelling as ordinary text: cut until no piece is a control token."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(text) < 2 or not set(ids) & set(self.tokenizer.added_tokens_decoder):
+        if len(text) < 2 or self._control_ids.isdisjoint(ids):
             return ids
         return self._encode_literally(text[:1]) + self._encode_literally(text[1:])
 
@@ -169,7 +193,11 @@ class Chat:
             ends = [index for index in range(begin, stop) if ids[index] in self.end_ids]
             stop = ends[-1] + 1 if ends else stop  # what follows the end token is never generated, so it is not learnt
             weights[begin:stop] = [weight] * (stop - begin)
-        return Seq(ids[: self.max_length], weights[: self.max_length], where=where)
+        return self._cut(ids, weights, where)
+
+    def _cut(self, ids: list[int], weights: list[float], where: str) -> Seq:
+        lost = sum(weight != 0 for weight in weights[self.max_length :])
+        return Seq(ids[: self.max_length], weights[: self.max_length], where=where, lost=lost)
 
     def _find_end_ids(self) -> frozenset[int]:
         """The tokens that end an answer: the end token, and whatever control token the template closes one with.
@@ -179,8 +207,7 @@ class Chat:
         ask, answer = (Turn("user", "a"), Turn("assistant", "b"))
         opening, closed = self._template((ask,), (), opened=True), self._template((ask, answer), ())
         tail = self._encode(closed[len(opening) :])[0] if closed.startswith(opening) else self._encode(closed)[0]
-        control = {self.tokenizer.eos_token_id, *self.tokenizer.added_tokens_decoder}
-        ends = [token for token in tail if token in control]
+        ends = [token for token in tail if token == self.tokenizer.eos_token_id or token in self._control_ids]
         if not ends:
             raise ModelError(
                 "its chat template closes an answer without an end token, so a tuned model would never stop",
@@ -190,11 +217,9 @@ class Chat:
         return frozenset({self.tokenizer.eos_token_id, ends[-1]})
 
 
-def _system_folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    system, *rest = messages
-    if not rest or rest[0]["role"] != "user":
-        return rest
-    return [{**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    """Matches any of the texts, the longest first; of no texts, nothing."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
 
 def conversation_of(row: Row) -> Turns:
@@ -242,7 +267,7 @@ class Rendered:
 def render_rows(rows: Iterable[Row], chat: Chat, ledger: Ledger) -> Rendered:
     """Render rows that teach something. One whose answer was cut away whole is dropped, one that was cut is noted."""
     done = Rendered()
-    fix = f"--set train.max_length={2 * chat.max_length}"
+    longer = f"--set train.max_length={2 * chat.max_length}"
     for row in rows:
         try:
             group = chat.render(row)
@@ -250,15 +275,17 @@ def render_rows(rows: Iterable[Row], chat: Chat, ledger: Ledger) -> Rendered:
             ledger.add(Entry(row.file, row.line, "dropped", error.found, before=row.prompt_text(), fix=error.expected))
             continue
         kept = [seq for seq in group if seq.trained]
+        cut = any(seq.lost for seq in group)
         if not kept:
-            reason = (
-                "the answer is wholly cut off at max_length" if _is_cut(group, chat) else "no token of it is trained"
-            )
+            reason = "the answer is wholly cut off at max_length" if cut else "no token of it is trained"
+            fix = longer if cut else "leave the row out, or give an answer of it a weight"
             ledger.add(Entry(row.file, row.line, "dropped", reason, before=row.prompt_text(), fix=fix))
             continue
-        if _is_cut(kept, chat):
+        if cut:
             done.truncated += 1
-            ledger.add(Entry(row.file, row.line, "noted", "cut off at max_length", before=row.answer_text(), fix=fix))
+            ledger.add(
+                Entry(row.file, row.line, "noted", "cut off at max_length", before=row.answer_text(), fix=longer)
+            )
         done.groups.append(kept)
         done.rows.append(row)
         for seq in kept:
@@ -270,8 +297,3 @@ def render_rows(rows: Iterable[Row], chat: Chat, ledger: Ledger) -> Rendered:
             )
             done.longest_answer = max(done.longest_answer, seq.trained)
     return done
-
-
-def _is_cut(group: Group, chat: Chat) -> bool:
-    """Whether a sequence was cut: it is as long as may be, and what is trained last is no end token."""
-    return any(len(seq) == chat.max_length and seq.ids[-1] not in chat.end_ids for seq in group)

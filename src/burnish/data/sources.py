@@ -16,7 +16,7 @@ from typing import Any
 
 from burnish.data.files import Intake, Record, read_lines
 from burnish.data.formats import parse
-from burnish.data.formats._place import Place
+from burnish.data.formats._place import Place, show
 from burnish.data.ledger import Ledger
 from burnish.data.read_json import json_records
 from burnish.data.read_table import csv_records, hub_records, parquet_records
@@ -121,7 +121,7 @@ def _rows(records: Iterator[Record], intake: Intake, columns: Mapping[str, str])
         except RowError as error:
             reason, _, found = error.found.partition("\n")
             wanted = [found.strip(), f"expected {error.expected}" if error.expected else "", error.hint]
-            intake.drop(line, reason, raw, "; ".join(part for part in wanted if part))
+            intake.drop(line, reason, raw or show(record), "; ".join(part for part in wanted if part))
             continue
         if row.extra and not unread.issuperset(row.extra):
             names = ", ".join(name for name in row.extra if name not in unread)
@@ -135,13 +135,14 @@ def _rows(records: Iterator[Record], intake: Intake, columns: Mapping[str, str])
 
 def _all_broken(intake: Intake) -> RowError:
     if not intake.drops:
-        return intake.useless("the file has no row", "some rows")
+        return intake.empty()
     shown: list[str] = []
     for index, (line, reason, fix) in enumerate(intake.drops):
         again = any(reason == earlier for _, earlier, _ in intake.drops[:index])
         shown.append(f"line {line}: {reason}" if again else f"line {line}: {reason}\n    {fix}")
     found = "no row of this file can be used; its first problems are\n  " + "\n  ".join(shown)
-    return intake.useless(found, "at least one good row", line=intake.drops[0][0])
+    hint = "put the first of them right: the others are often like it"
+    return intake.useless(found, "at least one good row", hint, intake.drops[0][0])
 
 
 def _renamed(record: dict[str, Any], columns: Mapping[str, str], intake: Intake) -> dict[str, Any]:

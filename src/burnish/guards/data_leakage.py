@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from burnish.data.split import by_kind
 from burnish.guards import Evidence, Verdict
 
 SHOWN = 10
@@ -20,26 +21,23 @@ class DataLeakage:
             return Verdict("not_run", "no data was split")
         surely = [match for match in evidence.matches if match.kind != "near"]
         near = len(evidence.matches) - len(surely)
-        kinds: dict[str, int] = {}
-        for match in surely:
-            kinds[match.kind] = kinds.get(match.kind, 0) + 1
         held_out = evidence.rows.get("validation", 0) + evidence.rows.get("test", 0)
         pairs = [f"{match.held_out.where} = {match.train.where} ({match.kind})" for match in surely[:SHOWN]]
         numbers = {
             "compared": held_out,
             "leaked_held_out_rows": len({match.held_out.where for match in surely}),
-            "by_kind": kinds,
+            "by_kind": by_kind(surely),
             "near": near,
             "pairs": pairs,
         }
         if surely and evidence.recipe.guards.leakage.action == "block":
             first = surely[0]
-            found = f"{numbers['leaked_held_out_rows']} held-out rows also stand in train, such as {first.held_out.where} = {first.train.where}"
+            found = f"{numbers['leaked_held_out_rows']} held-out rows also stand in train ({numbers['by_kind']}), such as {first.held_out.where} = {first.train.where}"
             return Verdict("fail", found, numbers, "--set guards.leakage.action=drop")
         if surely:
             return Verdict(
                 "pass",
-                f"{numbers['leaked_held_out_rows']} held-out rows stood in train too; their training copies were dropped",
+                f"{numbers['leaked_held_out_rows']} held-out rows stood in train too ({numbers['by_kind']}); their training copies were dropped",
                 numbers,
             )
         return Verdict("pass", f"none of {held_out} held-out rows stands in train", numbers)

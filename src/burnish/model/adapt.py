@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from burnish.errors import ModelError, RecipeError
+from burnish.model.load import quiet
 from burnish.recipe import Adapter, Freeze
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ def adapt(model: PreTrainedModel, adapter: Adapter, freeze: Freeze) -> nn.Module
     frozen = parse_layers(freeze.layers, layers)
     _check_modules(model, freeze.modules)
     if adapter.method == "full":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not _is_frozen(name, frozen, freeze.modules))
+        model.requires_grad_(True)
+        for name, parameter in model.named_parameters(remove_duplicate=False):  # tied weights go by either name
+            if _is_frozen(name, frozen, freeze.modules):
+                parameter.requires_grad_(False)
         trained: nn.Module = model
     else:
         if len(frozen) == layers:
@@ -48,24 +51,36 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
         raise RecipeError(
             f"the rank {adapter.rank} is above the smallest matrix", where="adapter.rank", expected=f"at most {widest}"
         )
-    targets = "all-linear" if adapter.targets == ["all-linear"] else adapter.targets
+    everywhere = adapter.targets == ["all-linear"]
+    if not everywhere:
+        _check_targets(model, adapter.targets)
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=targets,
+        target_modules="all-linear" if everywhere else adapter.targets,
         exclude_modules=_pattern_of(frozen, frozen_modules),
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        with quiet():
+            return get_peft_model(model, config)
     except ValueError as error:
-        names = sorted({name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
-        raise RecipeError(
-            f"no layer is called {', '.join(adapter.targets)}",
-            where="adapter.targets",
-            expected=f"some of {', '.join(names)}",
-        ) from error
+        reason = str(error).split(". ")[0]
+        raise RecipeError(f"no adapter can be made: {reason}", where="adapter.targets and freeze") from error
+
+
+def _check_targets(model: nn.Module, targets: list[str]) -> None:
+    """PEFT passes over a target that it does not find, where it finds another."""
+    names = [name for name, _ in model.named_modules()]
+    for wanted in targets:
+        if not any(f".{name}".endswith(f".{wanted}") for name in names):
+            known = sorted(
+                {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+            )
+            raise RecipeError(
+                f"no layer is called {wanted}", where="adapter.targets", expected=f"some of {', '.join(known)}"
+            )
 
 
 def parse_layers(text: str, count: int) -> set[int]:

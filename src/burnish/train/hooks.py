@@ -21,7 +21,10 @@ from burnish.train.trackers import Tracker
 
 @dataclass(frozen=True)
 class Validation:
-    """One look at the validation split. loss: nats a trained token. metric: the main figure, higher is better. answers: to the fixed prompts."""
+    """One look at the validation split.
+
+    loss: nats a trained token. metric: the main figure, higher is better. answers: to the fixed prompts.
+    """
 
     step: int
     loss: float
@@ -35,17 +38,20 @@ class Validate:
     """Measures at the given steps, remembers the best by the metric, and stops after `patience` looks without a better one.
 
     The metric, not the loss, decides: an early stop on loss can lose accuracy that was still rising.
+    lost: steps that cannot be the best any more, since their weights are gone.
     """
 
     measure: Callable[[int], Validation]
     due: frozenset[int]
     patience: int
     history: list[Validation] = field(default_factory=list)
+    lost: set[int] = field(default_factory=set)
 
     @property
     def best(self) -> Validation | None:
         """The first of the best by metric; among equal metrics the one of lower loss."""
-        return max(self.history, key=lambda seen: (seen.metric, -seen.loss), default=None)
+        candidates = (seen for seen in self.history if seen.step not in self.lost)
+        return max(candidates, key=lambda seen: (seen.metric, -seen.loss), default=None)
 
     @property
     def reason_to_stop(self) -> str | None:
@@ -73,7 +79,7 @@ class Save:
     validate: Validate
     every: int | None = None
     interval: float = 60.0
-    saved: int = 0
+    saved: int = -1
     _last: float = field(default_factory=time.monotonic)
 
     def after(self, step: Step) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from burnish.progress import as_time
 from burnish.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -47,6 +48,19 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def as_text(self) -> str:
+        parts = "".join(f"\n  {name:<16} {size / GIB:7.2f} GiB" for name, size in self.memory.items())
+        fit = "it fits" if self.fits else f"it does not fit; what would: {self.would_fit}"
+        return (
+            f"{self.model} in {self.precision} on {self.device}\n"
+            f"  parameters       {self.parameters:,}, trained {self.trained_parameters:,} ({self.trained_parameters / self.parameters:.1%})\n"
+            f"  data             {self.rows:,} rows, {self.tokens_per_epoch:,} tokens an epoch, {self.trained_tokens_per_epoch:,} trained\n"
+            f"  steps            {self.steps:,} of {self.batch_size} rows over {self.epochs:g} epochs, learning rate {self.learning_rate:.1e}\n"
+            f"memory ({self.micro_tokens:,} tokens at once){parts}\n"
+            f"  available        {self.memory_available / GIB:7.2f} GiB: {fit}\n"
+            f"time               about {as_time(self.seconds)}, at {self.tokens_per_second:,.0f} tokens/s"
+        )
 
 
 @dataclass(frozen=True)

@@ -52,22 +52,28 @@ class Session:
         save = Save(self.store, self.optim, self.feed.state_dict, validate, every)
         self._resume(validate, save, record)
         try:
-            with self.stop.held():
-                validate.look(self.optim.steps)
-                reason = validate.reason_to_stop or fit(
-                    self.net, self.tasks, self.feed, self.optim, [record, validate, save, self.stop]
-                )
-        except Interrupted:
-            save.now()
-            raise
+            with self.stop.held():  # a second signal does not cut a save short
+                reason = self._train(record, validate, save)
         finally:
             for tracker in trackers:
                 tracker.close()
-        save.now()
         if self.stop.received:
             hint = "type the same command again: it goes on from there"
             raise Interrupted(f"stopped by {self.stop.received} after step {self.optim.steps}", hint=hint)
         return self._report(record, validate, reason)
+
+    def _train(self, record: Record, validate: Validate, save: Save) -> str:
+        try:
+            validate.look(self.optim.steps)
+            if validate.best:
+                save.now()  # no later weights may be better than the first
+            hooks = [record, validate, save, self.stop]
+            reason = validate.reason_to_stop or fit(self.net, self.tasks, self.feed, self.optim, hooks)
+        except Interrupted:
+            save.now()
+            raise
+        save.now()
+        return reason
 
     def _resume(self, validate: Validate, save: Save, record: Record) -> None:
         """Take up the newest whole checkpoint, or begin anew where there is none."""
@@ -84,6 +90,9 @@ class Session:
         self.feed.load_state_dict(checkpoint.state["position"])
         set_random_state(checkpoint.state["random"])
         validate.history = [Validation(**seen) for seen in checkpoint.state["validations"]]
+        while (best := validate.best) and not self.store.is_whole(best.step):
+            self.store.notes.append(f"step {best.step} was best so far, but its checkpoint is gone or damaged")
+            validate.lost.add(best.step)
         save.saved = step
         record.begin(step)
         self.store.notes.append(f"went on from step {step}")

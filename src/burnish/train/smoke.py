@@ -21,7 +21,7 @@ from burnish.train.optim import Optim
 MEMORY_ROWS = 2  # rows to learn by heart
 MEMORY_TOKENS = 256  # and how many tokens they may have together, so that it takes seconds
 MEMORY_STEPS = 40
-LEARNT = 0.25  # share of the first loss that counts as learnt by heart
+LEARNT = 0.05  # share of the first loss that counts as learnt by heart
 AGREEMENT = {"fp32": 1e-3, "bf16": 0.15}  # log-probability by our head against the model's own
 
 

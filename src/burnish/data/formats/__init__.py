@@ -105,14 +105,18 @@ def _read_twice(kind: str, extra: tuple[str, ...]) -> str:
 def _unknown(record: Mapping[str, Any], place: Place) -> RowError:
     """The error for columns that no format has: the nearest format, what it misses, and the line to type."""
 
-    def distance(candidate: tuple[Format, Shape]) -> tuple[float, bool, int]:
+    def distance(candidate: tuple[Format, Shape]) -> tuple[bool, bool, int, int]:
         format, shape = candidate
-        far = len(_missing(shape, record)) / len(shape.needs)
-        return far, far == 1 and format.NAME != "prompt_completion", -shape.level
+        missing = len(_missing(shape, record))
+        strange = missing == len(shape.needs)
+        return strange, strange and format.NAME != "prompt_completion", missing, shape.level
 
     by_hand = ((format, shape) for format in formats() for shape in format.SHAPES if shape.level < EXPORTS)
     format, shape = min(by_hand, key=distance)
-    free = [name for name in record if name.strip() and not any(name in names for names in shape.needs)]
+    needed = {name for names in shape.needs for name in names}
+    free = [
+        name for name, value in record.items() if name not in needed and name.strip() and isinstance(value, str | list)
+    ]
     renamed = []
     for names in _missing(shape, record):
         alike = [match for name in names for match in difflib.get_close_matches(name, free, n=1)]

@@ -49,7 +49,7 @@ def text(value: Any, field: str, place: Place) -> str:
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) == len(parts):
             return "\n".join(texts)
-    raise place.error("no text where text is needed", field, value, "a text")
+    raise place.error("no text where text is needed", field, value, "a text", "write it in quotes, as text")
 
 
 def filled(value: Any, field: str, place: Place, reason: str) -> str:

@@ -16,7 +16,7 @@ from burnish.data.formats._turns import BESIDE_PROMPT, answer, conversation, ins
 from burnish.data.rows import Row
 
 NAME = "alpaca"
-ANSWERS = ("output", "response")
+ANSWERS = ("output", "response", "completion", "answer")
 SHAPES = (Shape(25, (("instruction",), ANSWERS), (*BESIDE_PROMPT, "tools")),)
 
 

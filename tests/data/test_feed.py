@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from burnish.core import Seq
+from burnish.data.feed import Feed, micro_batches, steps_per_epoch, total_steps
+
+
+def make_feed(count=23, **changes):
+    groups = [
+        [Seq([number] * (1 + number % 7), [1.0] * (1 + number % 7), where=f"rows.jsonl:{number}")]
+        for number in range(count)
+    ]
+    settings = {"batch_size": 4, "epochs": 3, "row_tokens": 16, "micro_tokens": 8, "seed": 0} | changes
+    return Feed(groups, task="main", **settings)
+
+
+def places(micro):
+    return [place for batch in micro for place in batch.where]
+
+
+def test_an_epoch_meets_each_group_once():
+    feed = make_feed()
+    steps = [places(micro) for micro in feed]
+    for epoch in range(3):
+        mine = steps[epoch * feed.steps_per_epoch : (epoch + 1) * feed.steps_per_epoch]
+        assert Counter(place for step in mine for place in step) == Counter(f"rows.jsonl:{n}" for n in range(23))
+
+
+def test_epochs_differ_in_order():
+    feed = make_feed(epochs=2)
+    steps = [places(micro) for micro in feed]
+    assert steps[: feed.steps_per_epoch] != steps[feed.steps_per_epoch :]
+
+
+def test_the_same_seed_gives_the_same_steps_and_another_does_not():
+    first, again, other = ([places(micro) for micro in make_feed(seed=seed)] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.floats(0.1, 4))
+def test_steps_of_an_epoch_differ_by_at_most_one_group(count, batch_size, epochs):
+    feed = make_feed(count, batch_size=batch_size, epochs=epochs)
+    sizes = [len(places(micro)) for micro in feed]
+    assert len(sizes) == feed.total_steps
+    assert max(sizes) - min(sizes) <= 1
+    assert sum(sizes[: feed.steps_per_epoch]) <= count
+
+
+@pytest.mark.parametrize("done", [0, 1, 7, 16, 17])
+def test_a_feed_that_is_taken_up_goes_on_with_the_very_same_batches(done):
+    whole = list(make_feed())
+    stopped = make_feed()
+    for _, _ in zip(range(done), stopped, strict=False):
+        pass
+    resumed = make_feed()
+    resumed.load_state_dict({"step": done})
+    rest = list(resumed)
+    assert [places(micro) for micro in rest] == [places(micro) for micro in whole[done:]]
+    assert all(
+        torch.equal(a.ids, b.ids) for x, y in zip(rest, whole[done:], strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_the_state_tells_how_many_steps_were_given():
+    feed = make_feed()
+    steps = iter(feed)
+    next(steps), next(steps)
+    assert feed.state_dict() == {"step": 2}
+
+
+def test_micro_batches_bound_memory_and_lose_nothing():
+    feed = make_feed(batch_size=23, epochs=1)
+    (micro,) = list(feed)
+    assert len(micro) > 1
+    assert all(batch.real_tokens <= 8 for batch in micro)
+    assert len(places(micro)) == 23
+
+
+def test_a_group_is_never_split_over_micro_batches():
+    pairs = [[Seq([1] * 6, [1.0] * 6), Seq([2] * 6, [1.0] * 6)] for _ in range(3)]
+    assert [batch.groups for batch in micro_batches(pairs, "main", row_tokens=8, micro_tokens=8)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "batch_size", "epochs", "most", "steps"),
+    [(100, 8, 3, None, 36), (100, 8, 3, 10, 10), (3, 8, 1, None, 1), (100, 8, 0.5, None, 6)],
+)
+def test_steps_follow_from_rows_batch_and_epochs(groups, batch_size, epochs, most, steps):
+    assert total_steps(groups, batch_size, epochs, most) == steps
+
+
+def test_a_batch_larger_than_the_data_is_one_step():
+    assert steps_per_epoch(5, 64) == 1

