@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -75,8 +75,12 @@ class Batch:
         return int((self.seq >= 0).sum())
 
     def to(self, device: torch.device) -> Batch:
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        streams = {name: {key: x.to(device) for key, x in getattr(self, name).items()} for name in ("tokens", "values")}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        streams: dict[str, Any] = {
+            name: {key: x.to(device) for key, x in getattr(self, name).items()} for name in ("tokens", "values")
+        }
         return replace(self, **moved, **streams)
 
 

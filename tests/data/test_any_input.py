@@ -119,7 +119,7 @@ TYPICAL = {
 
 def column(name: str) -> st.SearchStrategy[Any]:
     typical = TYPICAL.get(name, words | conversations)
-    return st.integers(0, 7).flatmap(lambda luck: anything if luck == 0 else typical)
+    return st.integers(0, 7).flatmap(lambda luck: typical if luck < 7 else anything)
 
 
 plausible = st.sampled_from(FORMATS).flatmap(
@@ -128,7 +128,7 @@ plausible = st.sampled_from(FORMATS).flatmap(
     )
 )
 wild = st.dictionaries(names, anything, max_size=5)
-records = st.integers(0, 15).flatmap(lambda luck: leaves if luck == 0 else wild if luck < 3 else plausible)
+records = st.integers(0, 15).flatmap(lambda luck: plausible if luck < 13 else wild if luck < 15 else leaves)
 
 
 def read_all(path: Path) -> tuple[list[Row], Ledger, RowError | None]:

@@ -272,6 +272,7 @@ BAD_ROWS: dict[str, tuple[Mapping[str, Any], str]] = {
         {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: other\n\nAssistant: c"},
         "a pair with two different prompts",
     ),
+    "answer of a blank system turn alone": ({"prompt": "a", "completion": says(("system", " "))}, "no messages"),
     "pair without a prompt": ({"chosen": "a", "rejected": "b"}, "a pair without a prompt"),
     "verdict that is none": (
         {"prompt": "a", "completion": "b", "label": "maybe"},

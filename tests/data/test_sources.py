@@ -6,8 +6,10 @@ import bz2
 import datetime
 import gzip
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pytest
@@ -17,6 +19,7 @@ from reading import GOOD, assert_entry, assert_refused, read, write
 
 from burnish.data.ledger import Ledger
 from burnish.data.sources import read_rows
+from burnish.errors import RowError
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 RECORDS = [{"text": f"Where is card {n}?\nAnd when?", "label": f"card, {n % 3}"} for n in range(6)]
@@ -173,6 +176,31 @@ def test_a_label_of_a_parquet_file_that_breaks_is_shown(tmp_path: Path):
     _, entries = read(file)
     entry = assert_entry(entries, file, 2, "dropped", "the label is empty")
     assert entry.before == '{"text": "c", "label": null}'
+
+
+def test_a_data_set_of_the_hub_is_read_as_it_comes(monkeypatch: pytest.MonkeyPatch):
+    def load_dataset(name: str, *, split: str, streaming: bool):
+        assert (name, split, streaming) == ("someone/cards", "train", True)
+        return iter(RECORDS)
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    rows = list(read_rows("someone/cards#3", Ledger()))
+    assert [row.file for row in rows] == ["someone/cards"] * 3
+
+
+def test_a_data_set_of_the_hub_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
+    def load_dataset(name: str, **_: object):
+        raise ConnectionError("no network")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(RowError, match="the hub gives no such data set: no network"):
+        list(read_rows("someone/cards", Ledger()))
+
+
+def test_the_hub_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(RowError, match=r"pip install 'burnish\[hub\]'"):
+        list(read_rows("someone/cards", Ledger()))
 
 
 REAL_FILES = {

@@ -23,7 +23,7 @@ from burnish.objectives import make_objective
 from burnish.progress import Progress
 from burnish.recipe import Adapter, Freeze, Train
 from burnish.scoring import scorer_for
-from burnish.train.checkpoint import Store
+from burnish.train.checkpoint import Checkpoint, Store
 from burnish.train.hooks import StopSignal
 from burnish.train.optim import Optim
 from burnish.train.session import Session, load_trained
@@ -87,8 +87,9 @@ def train(make_model, tokenizer, tmp_path):
 
     def run(name="run", *, exam=NO_EXAM, trackers=(), objective=None, **settings):
         folder = tmp_path / name
+        base = make_model()
         torch.manual_seed(0)
-        model = adapt(make_model(), Adapter(rank=4, alpha=8, dropout=0.1), Freeze())
+        model = adapt(base, Adapter(rank=4, alpha=8, dropout=0.1), Freeze())
         chat = Chat(tokenizer)
         groups = [chat.render(row) for row in ROWS]
         train = Train(**{"save_every": 4, "validations": 3} | settings)
@@ -135,7 +136,7 @@ def without_times(path):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 8])
+@pytest.mark.parametrize("step", [1, 4, 8])
 def test_a_run_that_was_stopped_ends_bit_for_bit_where_an_undisturbed_one_ends(train, real_exam, step):
     whole_report, whole = train("whole", exam=real_exam)
     with pytest.raises(Interrupted):
@@ -147,7 +148,7 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_where_an_undisturbed_one_ends(t
     assert report["validations"] == whole_report["validations"]
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 9])
+@pytest.mark.parametrize("step", [1, 5])
 def test_a_run_that_crashed_ends_bit_for_bit_where_an_undisturbed_one_ends(train, real_exam, step):
     _, whole = train("whole", exam=real_exam)
     with pytest.raises(ZeroDivisionError):
@@ -237,21 +238,19 @@ def test_the_best_may_be_the_model_before_any_training(train):
     assert all(not value.any() for name, value in loaded.items() if "lora_B" in name)
 
 
-def test_the_best_checkpoint_holds_the_weights_of_its_step(train):
+def test_the_best_checkpoint_holds_the_weights_of_its_step(train, tmp_path):
     _, session = train(exam=Script([0.1, 0.9, 0.5, 0.4]))
     with pytest.raises(Interrupted):
-        train("short", exam=Script([0.1, 0.9]), trackers=[Meddler(3, terminate)])
-    assert_bit_equal(
-        session.store.load_step(3).weights,
-        Store(session.store.folder.parents[1] / "short/checkpoints", "key").load_step(3).weights,
-    )
+        train("short", trackers=[Meddler(3, terminate)])
+    short = Store(tmp_path / "short" / "checkpoints", "key")
+    assert_bit_equal(session.store.load_step(3).weights, short.load_step(3).weights)
 
 
-def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_ends_bit_for_bit_alike(train, real_exam):
+def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_ends_bit_for_bit_alike(train, real_exam, tmp_path):
     _, whole = train("whole", exam=real_exam)
     with pytest.raises(Interrupted):
         train(exam=real_exam, trackers=[Meddler(5, terminate)])
-    newest = max((whole.store.folder.parents[1] / "run/checkpoints").iterdir()) / "weights.safetensors"
+    newest = tmp_path / "run/checkpoints/step-000005/weights.safetensors"
     damaged = bytearray(newest.read_bytes())
     damaged[-9] ^= 16
     newest.write_bytes(damaged)
@@ -261,31 +260,21 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_ends_bit_for_bit
     assert_bit_equal(weights_of(again), weights_of(whole))
 
 
-def test_a_best_checkpoint_that_was_damaged_since_is_not_the_best(train):
+def test_a_best_checkpoint_that_was_damaged_since_is_not_the_best(train, tmp_path):
     with pytest.raises(Interrupted):
         train(exam=Script([0.1, 0.9, 0.5, 0.4]), trackers=[Meddler(8, terminate)])
-    _, session = train("other", exam=Script([0.1, 0.9, 0.5, 0.4]))
-    (session.store.folder.parents[1] / "run/checkpoints/step-000003/state.json").write_text("{}")
+    (tmp_path / "run/checkpoints/step-000003/state.json").write_text("{}")
     report, _ = train(exam=Script([0.4]))
     assert report["best_step"] == 9
     assert any("step 3 was best" in note for note in report["notes"])
 
 
-def test_checkpoints_of_another_run_are_cleared(train):
-    _, session = train()
-    session.store.key = "other"
-    for path in session.store.folder.iterdir():
-        session.store._forget(path)
-    session.store.save(session.store_state if hasattr(session, "store_state") else _state(session), 500, best=None)
-    report, again = train()
+def test_checkpoints_of_another_run_are_cleared(train, tmp_path):
+    other = Store(tmp_path / "run" / "checkpoints", "another key")
+    other.save(Checkpoint({"a": torch.zeros(1)}, {}, {}), 500, best=None)
+    report, session = train()
     assert report["steps"] == STEPS
-    assert max(steps_on_disk(again)) == STEPS
-
-
-def _state(session):
-    from burnish.train.checkpoint import Checkpoint
-
-    return Checkpoint(weights_of(session), {}, {})
+    assert steps_on_disk(session) == [8, 9]
 
 
 def test_weights_of_another_shape_are_refused(train):

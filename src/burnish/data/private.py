@@ -34,6 +34,8 @@ _SHAPES: tuple[tuple[str, str, str], ...] = (
 _COMPILED = tuple((kind, sign, re.compile(pattern)) for kind, sign, pattern in _SHAPES)
 _ANY = re.compile(r"[@_]|\d{2}|-----BEGIN|[Pp]ass?w|xox|eyJ|AIza|sk-")  # without one of these there is nothing to find
 
+RESERVED = ("example.com", "example.org", "example.net", ".example", ".test", ".invalid")  # RFC 2606: nobody's
+
 
 @dataclass(frozen=True, slots=True)
 class Private:
@@ -65,7 +67,9 @@ def _matches(text: str) -> Iterator[Private]:
 
 
 def _is_real(kind: str, found: str) -> bool:
-    """Whether the check digits of a number are right; other kinds have none."""
+    """Whether a number's check digits are right and an address is not of a domain that is reserved for examples."""
+    if kind == "personal data: e-mail":
+        return not found.lower().endswith(RESERVED)
     if kind == "personal data: card number":
         return _luhn([int(sign) for sign in found if sign.isdigit()])
     if kind == "personal data: IBAN":

@@ -162,7 +162,7 @@ def hub_records(name: str, intake: Intake) -> Iterator[Record]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        hint = "pip install datasets"
+        hint = "pip install 'burnish[hub]'"
         raise intake.useless(
             "reading from the hub needs the package datasets", "a file, or that package", hint
         ) from error

@@ -87,7 +87,7 @@ class Chat:
             if (weight != 0) != inside:
                 inside = weight != 0
                 pieces.append("⟪" if inside else "⟫")
-            pieces.append(self.tokenizer.decode([token]))
+            pieces.append(str(self.tokenizer.decode([token])))
         return "".join(pieces) + ("⟫" if inside else "")
 
     def _render_text(self, row: Text) -> Group:
@@ -135,12 +135,12 @@ class Chat:
         from jinja2.exceptions import TemplateError
 
         try:
-            text: str = self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 messages, tools=tools or None, tokenize=False, add_generation_prompt=opened
             )
         except (TemplateError, TypeError, ValueError, LookupError) as error:  # a template is a program: it fails as one
             raise ModelError(str(error), where="chat template") from error
-        return text
+        return str(text)
 
     def _message(self, turn: Turn) -> dict[str, Any]:
         marked: dict[str, Any] = self._marked(turn.as_json(), self._spelled)

@@ -46,6 +46,8 @@ def adapt(model: PreTrainedModel, adapter: Adapter, freeze: Freeze) -> nn.Module
 def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], frozen_modules: list[str]) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
+    from burnish.model.lora import LoraLinear
+
     widest = min(_linear_sides(model))
     if adapter.rank > widest:
         raise RecipeError(
@@ -56,7 +58,7 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
         _check_targets(model, adapter.targets)
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
         target_modules="all-linear" if everywhere else adapter.targets,
         exclude_modules=_pattern_of(frozen, frozen_modules),

@@ -111,7 +111,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # The weights are plain now; transformers refuses to save a model that still calls itself quantised.
         del model.config.quantization_config
-        model.hf_quantizer = None
+        model.hf_quantizer = None  # type: ignore[assignment]
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
 

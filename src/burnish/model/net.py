@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from burnish.core import Batch, Outputs
+from burnish.model import attention
 
 HEAD_ROWS = 256  # tokens whose logits exist at once: 256 x 49152 float32 are 48 MiB
 
@@ -27,6 +28,7 @@ class Net(nn.Module):
         super().__init__()
         self.model = model
         self.precision = precision
+        self._by_sequence = attention.use(self.language_model)
 
     @property
     def language_model(self) -> Any:
@@ -42,11 +44,14 @@ class Net(nn.Module):
         assert not unknown, f"no net gives {unknown}"
         with self.autocast():
             decoder = self.language_model.get_decoder()
-            hidden = decoder(input_ids=batch.ids, position_ids=batch.pos, use_cache=False).last_hidden_state  # (R,T,d)
+            packed = {"cu_seq_lens_q": attention.boundaries(batch.pos)} if self._by_sequence else {}
+            out = decoder(input_ids=batch.ids, position_ids=batch.pos, use_cache=False, **packed)
+            hidden = out.last_hidden_state  # (R,T,d)
         return Outputs(logp=self._logp(hidden, batch) if "logp" in needs else None)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        enabled = self.precision == "bf16"
+        """bf16 products of float32 weights. Weights that are bf16 already need no casting, and the casting costs time."""
+        enabled = self.precision == "bf16" and self.language_model.dtype != torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
 
     def _logp(self, hidden: Tensor, batch: Batch) -> Tensor:

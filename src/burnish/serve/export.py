@@ -15,7 +15,7 @@ import torch
 from burnish.data.render import Chat
 from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
-from burnish.model.load import load_model, load_tokenizer, quiet
+from burnish.model.load import load_config, load_model, load_tokenizer, quiet
 from burnish.run import read_report
 
 # Largest difference of a log-probability between the model that was evaluated and a file of it, both computed in float32. Adding the
@@ -130,7 +130,7 @@ def export(
     fixed: the token ids that are replayed through each. Returns what parity found.
     """
     held = next(p.dtype for name, p in model.named_parameters() if "lora_" not in name)
-    saved = getattr(model.config, "dtype", None) or torch.float32
+    saved = load_config(source).dtype or torch.float32  # what the model came in, not what it was held in
     expected = replay(model.float(), fixed)
     loaders: dict[Path, Callable[[], Any]] = {}
     if "adapter" in wanted:

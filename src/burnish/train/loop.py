@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -84,8 +84,8 @@ def backward(net: Net, tasks: Tasks, micro: Iterable[Batch], optim: Optim) -> tu
     for batch in micro:
         counts[batch.task] = counts.get(batch.task, torch.zeros(())) + tasks[batch.task][0].count(batch)
     total = 0.0
-    sums: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
+    sizes: defaultdict[str, float] = defaultdict(float)
     for batch in micro:
         objective, weight = tasks[batch.task]
         loss = objective.loss(net(batch, objective.needs), batch)

@@ -22,7 +22,7 @@ from burnish.progress import Progress, as_time
 from burnish.recipe import Train
 from burnish.train.checkpoint import Store, set_random_state
 from burnish.train.hooks import Record, Save, StopSignal, Validate, Validation
-from burnish.train.loop import Step, Tasks, fit
+from burnish.train.loop import Hook, Step, Tasks, fit
 from burnish.train.optim import Optim
 from burnish.train.trackers import Tracker
 
@@ -67,7 +67,7 @@ class Session:
             validate.look(self.optim.steps)
             if validate.best:
                 save.now()  # no later weights may be better than the first
-            hooks = [record, validate, save, self.stop]
+            hooks: list[Hook] = [record, validate, save, self.stop]
             reason = validate.reason_to_stop or fit(self.net, self.tasks, self.feed, self.optim, hooks)
         except Interrupted:
             save.now()

@@ -94,10 +94,12 @@ def messages(value: Any, field: str, place: Place) -> Turns:
     """
     if isinstance(value, str):
         value = parsed_json(value, field, place, "a list of messages")
-    if not isinstance(value, list) or not value:
+    found = value if isinstance(value, list) else []
+    turns = [_turn(message, f"{field}[{index}]", place) for index, message in enumerate(found)]
+    spoken = tuple(turn for turn in turns if turn.role != "system" or turn.content.strip())
+    if not spoken:
         raise place.error("no messages", field, value, "a list of messages, each with role and content")
-    turns = [_turn(message, f"{field}[{index}]", place) for index, message in enumerate(value)]
-    return tuple(turn for turn in turns if turn.role != "system" or turn.content.strip())
+    return spoken
 
 
 def _turn(message: Any, field: str, place: Place) -> Turn:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from burnish.data.formats._place import Place, Shape
-from burnish.data.formats._turns import answer, messages
+from burnish.data.formats._turns import messages
 from burnish.data.formats.preference import pair
 from burnish.data.rows import Row
 
@@ -25,6 +25,6 @@ def read(record: Mapping[str, Any], place: Place) -> Row:
     if not isinstance(asked, Mapping) or "messages" not in asked:
         raise place.error("no messages", "input", asked, 'an object such as {"messages": [...]}')
     stated = messages(asked["messages"], "input.messages", place)
-    chosen, rejected = (answer(record[column], column, place) for column in COLUMNS[1:])
+    chosen, rejected = (messages(record[column], column, place) for column in COLUMNS[1:])
     beside = {key: value for key, value in asked.items() if key != "messages"}
     return pair({**beside, **record}, stated, chosen, rejected, COLUMNS, place)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from burnish.errors import Interrupted
+from burnish.train.hooks import Record, StopSignal, Validate, Validation
+from burnish.train.loop import Step
+
+
+def step_at(number, **stats):
+    return Step(number, 10, 2.5, stats, 0.5, 1e-4, 100, 40, 0.25, ("rows.jsonl:1",))
+
+
+def look_at(step, metric=0.0, loss=1.0):
+    return Validation(step, loss, metric, {}, [])
+
+
+def test_a_look_is_taken_only_when_due_and_once():
+    looked = []
+    validate = Validate(lambda step: looked.append(step) or look_at(step), frozenset({2, 4}), patience=9)
+    for number in (1, 2, 2, 3, 4):
+        validate.after(step_at(number))
+    assert looked == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "patience", "stops"),
+    [
+        ([0.1, 0.2, 0.3], 1, False),
+        ([0.3, 0.2], 1, True),
+        ([0.3, 0.2], 2, False),
+        ([0.1, 0.3, 0.2, 0.2], 2, True),
+        ([], 1, False),
+    ],
+)
+def test_patience_counts_looks_since_the_best(metrics, patience, stops):
+    validate = Validate(look_at, frozenset(), patience, [look_at(step, metric) for step, metric in enumerate(metrics)])
+    assert bool(validate.reason_to_stop) == stops
+
+
+def test_the_first_of_equal_looks_is_best():
+    validate = Validate(look_at, frozenset(), 3, [look_at(step, 0.5) for step in (2, 4, 6)])
+    assert validate.best.step == 2
+
+
+def test_a_look_whose_weights_are_lost_is_not_the_best():
+    validate = Validate(look_at, frozenset(), 3, [look_at(2, 0.9), look_at(4, 0.5)], lost={2})
+    assert validate.best.step == 4
+
+
+def test_each_step_is_a_line_of_the_metrics(tmp_path):
+    record = Record(tmp_path / "metrics.jsonl")
+    for number in (1, 2):
+        record.after(step_at(number, accuracy=0.5))
+    assert [line["step"] for line in record.lines()] == [1, 2]
+    assert record.lines()[0]["accuracy"] == 0.5
+
+
+def test_lines_of_steps_that_were_lost_are_dropped(tmp_path):
+    record = Record(tmp_path / "metrics.jsonl")
+    for number in (1, 2, 3):
+        record.after(step_at(number))
+    record.begin(2)
+    assert [line["step"] for line in record.lines()] == [1, 2]
+
+
+def test_a_line_cut_by_a_kill_is_passed_over(tmp_path):
+    record = Record(tmp_path / "metrics.jsonl")
+    record.after(step_at(1))
+    with record.path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [line["step"] for line in record.lines()] == [1]
+    record.begin(1)
+    record.after(step_at(2))
+    assert [line["step"] for line in record.lines()] == [1, 2]
+
+
+def test_trackers_get_numbers_alone(tmp_path):
+    class Tracker:
+        seen = []
+
+        def log(self, values, step):
+            self.seen.append((step, values))
+
+    Record(tmp_path / "metrics.jsonl", [Tracker()]).write(3, {"loss": 2, "answers": ["a"]})
+    assert Tracker.seen == [(3, {"loss": 2.0})]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_acted_on_at_once_where_nothing_can_be_lost(number):
+    stop = StopSignal()
+    with stop.watching(), pytest.raises(Interrupted, match=number.name):
+        os.kill(os.getpid(), number)
+
+
+def test_a_signal_is_only_noted_where_weights_are_changed():
+    stop = StopSignal()
+    with stop.watching(), stop.held():
+        assert stop.after(step_at(1)) is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.after(step_at(2)) == "stopped by SIGTERM"
+
+
+def test_a_signal_that_was_noted_is_acted_on_where_nothing_can_be_lost_again():
+    stop = StopSignal()
+    with stop.watching(), stop.held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted), stop.held(hold=False):
+            pytest.fail("the block was entered")
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal().watching():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_in_a_thread_signals_are_left_alone():
+    failures = []
+
+    def run():
+        try:
+            with StopSignal().watching():
+                pass
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert failures == []

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from burnish.core import Loss, pack
+from burnish.data.render import Chat
+from burnish.data.rows import Conversation, Turn
+from burnish.errors import SmokeError
+from burnish.model.adapt import adapt, trained_parameters
+from burnish.model.net import Net
+from burnish.objectives import make_objective
+from burnish.recipe import Adapter, Freeze
+from burnish.train.smoke import smoke
+
+
+@pytest.fixture
+def try_out(make_model, tokenizer):
+    """A function that runs the try-out on six rows, and gives its report and the net; parts of it may be replaced."""
+
+    def run(
+        architecture="llama", *, change=lambda net: None, objective=None, export=lambda model, folder: None, rate=0.003
+    ):
+        torch.manual_seed(0)
+        net = Net(adapt(make_model(architecture), Adapter(rank=8, alpha=16), Freeze()))
+        change(net)
+        chat = Chat(tokenizer)
+        texts = ["a", "long " * 12, "b c", "d", "e e e", "f"]
+        rows = [
+            Conversation(file="r.jsonl", line=n, turns=(Turn("user", text), Turn("assistant", text)))
+            for n, text in enumerate(texts, 1)
+        ]
+        groups = [chat.render(row) for row in rows]
+        longest = [pack(groups, row_tokens=128, task="main")]
+        tasks = {"main": (objective or make_objective("sft"), 1.0)}
+        return smoke(net, tasks, "main", groups, chat, longest, rate, export), net
+
+    return run
+
+
+def test_a_sound_model_passes_and_the_report_says_what_was_seen(try_out, architecture):
+    report, _ = try_out(architecture)
+    assert report.learnt_loss < 0.25 * report.first_loss
+    assert report.head_difference < 1e-3
+    assert report.mask.endswith("⟪a<|im_end|>⟫\n")
+    assert "learnt by heart" in report.summary
+
+
+def test_weights_gradients_and_random_numbers_are_as_before(try_out):
+    kept = {}
+
+    def keep(net):
+        kept.update({name: parameter.detach().clone() for name, parameter in trained_parameters(net).items()})
+        kept["random"] = torch.get_rng_state()
+
+    _, net = try_out(change=keep)
+    assert all(
+        torch.equal(parameter, kept[name]) and parameter.grad is None
+        for name, parameter in trained_parameters(net).items()
+    )
+    assert torch.equal(torch.get_rng_state(), kept["random"])
+
+
+def test_weights_are_as_before_even_where_it_fails(try_out):
+    nets = []
+
+    def fail(model, folder):
+        raise SmokeError("no", where="export")
+
+    before = {}
+    with pytest.raises(SmokeError):
+        try_out(
+            change=lambda net: (
+                nets.append(net),
+                before.update({n: p.detach().clone() for n, p in trained_parameters(net).items()}),
+            ),
+            export=fail,
+        )
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trained_parameters(nets[0]).items())
+
+
+def test_a_head_that_does_more_than_we_know_is_found(try_out):
+    class Shifted(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def get_base_model(self):
+            return self.model.get_base_model()
+
+        def forward(self, **inputs):
+            out = self.model(**inputs)
+            out.logits[..., 5] += 3
+            return out
+
+    def wrap(net):
+        net.model = Shifted(net.model)
+
+    with pytest.raises(SmokeError, match="own logits") as caught:
+        try_out(change=wrap)
+    assert caught.value.where == "loss head"
+
+
+def test_a_model_without_numbers_is_found(try_out):
+    def break_(net):
+        with torch.no_grad():
+            net.language_model.get_decoder().layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+
+    with pytest.raises(SmokeError):
+        try_out(change=break_)
+
+
+def test_a_loss_without_a_gradient_is_found(try_out):
+    class Flat(type(make_objective("sft"))):
+        def loss(self, outputs, batch):
+            return Loss(outputs.logp.sum() * 0)
+
+    with pytest.raises(SmokeError, match="no gradient"):
+        try_out(objective=Flat())
+
+
+def test_a_rate_that_cannot_learn_two_rows_is_found(try_out):
+    with pytest.raises(SmokeError, match="fell from") as caught:
+        try_out(rate=1e-7)
+    assert "by heart" in caught.value.where
+    assert "r.jsonl:1" in caught.value.where
+
+
+def test_a_batch_that_does_not_fit_says_what_to_type(try_out, monkeypatch):
+    def no_memory(*args):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("burnish.train.smoke.backward", no_memory)
+    with pytest.raises(SmokeError, match=r"--set train\.micro_tokens="):
+        try_out()
+
+
+def test_an_export_is_tried_in_a_folder_of_its_own(try_out):
+    folders = []
+    try_out(export=lambda model, folder: folders.append((folder, folder.is_dir())))
+    assert [there for _, there in folders] == [True]
+    assert not folders[0][0].exists()
