@@ -110,7 +110,10 @@ def run_burnish(precision: str, groups: list[Any]) -> list[dict[str, float]]:
     class Watch:
         def after(self, step: Any) -> None:
             steps.append({"tokens": step.tokens, "seconds": step.seconds, "loss": step.loss})
-            print(f"  step {step.number}: {step.tokens / step.seconds:.0f} tokens/s, loss {step.loss:.4f}", file=sys.stderr)
+            print(
+                f"  step {step.number}: {step.tokens / step.seconds:.0f} tokens/s, loss {step.loss:.4f}",
+                file=sys.stderr,
+            )
 
     optim = Optim(trained_parameters(net.model), learning_rate=RATE, total=feed.total_steps)
     fit(net, {"sft": (Sft(), 1.0)}, feed, optim, [Watch()])
@@ -255,7 +258,10 @@ def in_own_process(arm: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, list[dict[str, Any]]], warmup: int) -> str:
-    lines = ["| arm | tokens/s, median (least to most) | peak memory | loss, first to last step |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| arm | tokens/s, median (least to most) | peak memory | loss, first to last step |",
+        "| --- | --- | --- | --- |",
+    ]
     for arm, runs in results.items():
         speeds = [speed(run, warmup) for run in runs]
         peak = statistics.median(run["peak"] for run in runs) / 2**30
@@ -285,10 +291,14 @@ def verdict(results: dict[str, list[dict[str, Any]]], warmup: int) -> str:
 def machine() -> str:
     import importlib.metadata
 
-    packages = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft", "trl"))
+    packages = " ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft", "trl")
+    )
     try:
         cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name"))
-        flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in Path("/proc/cpuinfo").read_text()]
+        flags = [
+            flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in Path("/proc/cpuinfo").read_text()
+        ]
     except (OSError, StopIteration):
         cpu, flags = platform.processor(), []
     return f"{cpu} ({' '.join(flags)}), {os.cpu_count()} cores; {packages}"
@@ -307,7 +317,9 @@ def main() -> int:
     if options.arm:
         Path(options.result).write_text(json.dumps(run_arm(options.arm, int(options.rows), options.threads)))
         return 0
-    gradients = in_own_process("gradients", options)  # comes first: it also converts the model, which no arm should pay for
+    gradients = in_own_process(
+        "gradients", options
+    )  # comes first: it also converts the model, which no arm should pay for
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
     for _ in range(options.repeats):
         for arm in options.arms:

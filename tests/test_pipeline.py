@@ -13,7 +13,7 @@ from tiny_runs import asked_and_answered, questions, recipe_of, write_rows
 import burnish
 from burnish.errors import DataGuardError, RecipeError, SmokeError
 from burnish.recipe import load_recipe
-from burnish.run import NAMES
+from burnish.folder import NAMES
 
 REUSABLE = ("clean", "smoke", "train", "evaluate", "deploy")
 

@@ -24,12 +24,12 @@ def write_rows(path, rows):
     return str(path)
 
 
-def recipe_of(model, data, **changes):
-    """A recipe as plain values. changes: section or key -> what to put in; sections are merged."""
+def recipe_of(folder, file, **changes):
+    """A recipe as plain values, for a model's folder and a file of rows. changes: key -> what to put in; sections are merged."""
     values = {
-        "model": model,
+        "model": folder,
         "task": {"kind": "generate", "goal": "Say yes."},
-        "data": {"train": data, "validation": 6, "test": 12},
+        "data": {"train": file, "validation": 6, "test": 12},
         "adapter": {"rank": 4, "alpha": 8},
         "train": {
             "epochs": 2,

@@ -54,14 +54,14 @@ def check(files: str | Path | list[str], *, columns: Mapping[str, str] | None = 
 
 def init(data: str | Path, *, goal: str = "", model: str = "smollm2-135m") -> str:
     """A recipe for a file of examples, as YAML text, made by looking at the file."""
-    from burnish.init import recipe_for
+    from burnish.starter import recipe_for
 
     return recipe_for(str(data), goal=goal, model=model)
 
 
 def load(folder: str | Path, *, force: bool = False) -> Conversation:
     """The tuned model of a run, to talk to. Raises CheckpointError where its verdict is "stop" and `force` is not given."""
-    from burnish.run import read_report
+    from burnish.folder import read_report
     from burnish.serve.chat import Conversation
     from burnish.serve.export import refuse_unless_fit
 
@@ -81,14 +81,14 @@ def export(
 
 def runs(folder: str | Path = RUNS) -> list[dict[str, Any]]:
     """The reports of the runs in a folder, the newest first."""
-    from burnish.run import list_runs
+    from burnish.folder import list_runs
 
     return list_runs(Path(folder))
 
 
 def doctor() -> list[dict[str, str]]:
     """One record for each thing that a run needs: name, status (ok, warn, fail), found, fix."""
-    from burnish.doctor import examine
+    from burnish.machine import examine
 
     return examine()
 

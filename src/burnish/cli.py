@@ -49,7 +49,7 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe from a file of examples by looking at it."""
-    from burnish.init import write_recipe
+    from burnish.starter import write_recipe
 
     if not goal and sys.stdin.isatty():
         goal = typer.prompt("One sentence: what is the model for?", default="", show_default=False)
@@ -198,7 +198,7 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs of a folder and compare them, the newest first."""
-    from burnish.run import runs_table
+    from burnish.folder import runs_table
 
     found = api.runs(folder)
     show(found, as_json, runs_table(found))

@@ -37,7 +37,7 @@ from burnish.model.sample import Sampler
 from burnish.objectives import make_objective
 from burnish.progress import Progress, as_time
 from burnish.recipe import Recipe
-from burnish.run import Run, files_key, key_of, now, write_text
+from burnish.folder import Run, files_key, key_of, now, write_text
 from burnish.scoring import scorer_for
 from burnish.serve.export import export, try_adapter, write_card
 from burnish.train import memory
@@ -333,7 +333,7 @@ def train(
 ) -> Trained:
     """7: the loop, from the newest good checkpoint on; the best one by the metric is what it returns."""
     with run.step("train") as record:
-        ignored = {"train": {"save_every"}, "deploy": True, "log": True, "name": True, "guards": True}
+        ignored: Any = {"train": {"save_every"}, "deploy": True, "log": True, "name": True, "guards": True}
         key = key_of(
             chosen.key,
             recipe.model_dump(mode="json", exclude=ignored),
@@ -476,7 +476,8 @@ def base_of(net: Net, chosen: Chosen) -> Iterator[Net]:
         with net.model.disable_adapter():
             yield net
         return
-    yield Net(load_model(chosen.source, dtype=torch.float32).to(net.device), precision=net.precision)
+    base = on_device(lambda: load_model(chosen.source, dtype=torch.float32), net.device)
+    yield Net(base, precision=net.precision)
 
 
 def sit(run: Run, exam: Exam, net: Net, tokenized: Tokenized, who: str) -> Sitting:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import IO, Any
+from typing import Any, TextIO
 
 PLAIN_EVERY = 10.0  # seconds between lines where the output is no terminal
 
@@ -12,7 +12,7 @@ PLAIN_EVERY = 10.0  # seconds between lines where the output is no terminal
 class Progress:
     """Plain lines; in a terminal the current one is rewritten in place. quiet: nothing at all."""
 
-    def __init__(self, *, quiet: bool = False, stream: IO[str] | None = None) -> None:
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._stream = None if quiet else (stream or sys.stderr)
         self._live = bool(self._stream and self._stream.isatty())
         self._open = False
@@ -45,7 +45,7 @@ class Progress:
             self.say(f"  {self._name} {text}")
 
 
-def _printable(text: str, stream: IO[str]) -> str:
+def _printable(text: str, stream: TextIO) -> str:
     """The text as the stream's encoding can show it."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, errors="replace").decode(encoding)

@@ -122,7 +122,7 @@ class Recipe(Section):
 
     model: str = "smollm2-135m"
     name: str = ""
-    task: Task = Task()
+    task: Task = Task.model_validate({})
     data: Data
     objective: str = "sft"
     adapter: Adapter = Adapter()

@@ -177,14 +177,9 @@ class Classify:
         return frozenset(map(self._form, self.labels))
 
     def score(self, answer: str, reference: str) -> Figures:
-        """accuracy: 1 for the right label. unparsed: 1 for an answer that is no label, given where the labels are known.
-
-        macro_f1 exists for a set only; where it is the main figure, an item stands in for it with its accuracy.
-        """
+        """accuracy: 1 for the right label. unparsed: 1 for an answer that is no label, given where the labels are known."""
         given, wanted = self._form(answer), self._form(reference)
         figures = {"accuracy": float(given == wanted)}
-        if self.primary == "macro_f1":
-            figures["macro_f1"] = figures["accuracy"]
         if self.labels:
             figures["unparsed"] = float(given != wanted and given not in self._known)
         return figures

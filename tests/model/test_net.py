@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from burnish.core import Seq, pack
+from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.net import Net
+from burnish.recipe import Adapter, Freeze
 
 LOGP = frozenset({"logp"})
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
@@ -31,9 +33,11 @@ def make_lora(make_model):
     """A function from a family to a model with an adapter that does change its outputs."""
 
     def make(architecture):
+        model = adapt(make_model(architecture), Adapter(rank=4, alpha=8), Freeze()).eval()
         torch.manual_seed(2)
-        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        return get_peft_model(make_model(architecture), config).eval()
+        for parameter in trained_parameters(model).values():
+            nn.init.normal_(parameter, std=0.1)  # an adapter begins as nothing
+        return model
 
     return make
 
@@ -72,6 +76,15 @@ def test_log_probabilities_see_the_adapter(architecture, make_lora, documents):
     model = make_lora(architecture)
     for found, group in zip(logp_by_document(Net(model), documents, 64), documents, strict=True):
         torch.testing.assert_close(found, own_logp(model, group[0]), **CLOSE)
+
+
+@torch.no_grad()
+def test_an_adapter_says_what_its_merged_weights_say(architecture, make_lora, documents):
+    model = make_lora(architecture)
+    apart = logp_by_document(Net(model), documents, 64)
+    merged = logp_by_document(Net(model.merge_and_unload()), documents, 64)
+    for found, wanted in zip(apart, merged, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()

@@ -235,8 +235,8 @@ def near_pairs(index: Index) -> Iterator[tuple[int, int]]:
     for number, digest in enumerate(index.digests.tolist()):
         if (first := firsts.setdefault(digest, number)) != number:
             yield first, number
-    for first, second in shared_runs(index):
-        yield from zip(first.tolist(), second.tolist(), strict=True)
+    for ones, others in shared_runs(index):
+        yield from zip(ones.tolist(), others.tolist(), strict=True)
     for one, other in distinct_pairs(candidates(index.signatures(), NEAR), len(index)):
         if jaccard(index.parts(one)[0], index.parts(other)[0]) >= NEAR:
             yield one, other

@@ -97,7 +97,7 @@ def _fill(
     components: list[list[int]], into: set[int], owed: dict[str, float], name: str, *, keep: int
 ) -> list[list[int]]:
     """Move components while they fit into what is owed; returns those that are left, at least `keep` of them."""
-    left = []
+    left: list[list[int]] = []
     for number, component in enumerate(components):
         remaining = len(left) + len(components) - number - 1
         if len(component) <= owed[name] + 0.5 and remaining >= keep:

@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 
 from burnish.evaluate import charts
 from burnish.progress import as_time
-from burnish.run import write_text
+from burnish.folder import write_text
 
 LONGEST = 20_000  # characters of one text on the page; report.json has the whole of it
 FOLDED = 600  # characters from which on a text is folded
@@ -39,7 +39,7 @@ METRICS = {
     "contains": "share of answers that contain the wanted one",
     "accuracy": "share of answers that are the right label",
     "macro_f1": "F1 averaged over the labels, so that rare ones count as much as frequent ones",
-    "parsed": "share of answers that are a label at all",
+    "unparsed": "share of answers that are no label at all: less is better",
     "json_fields": "how many fields of the JSON are right (F1 over fields and values)",
     "exact": "share of answers of which every field is right",
     "valid_json": "share of answers that are JSON",

@@ -21,6 +21,7 @@ from burnish.model.sample import Sampler
 from burnish.scoring import Scorer
 
 SHOWN = 24  # examples that the report keeps
+SET_WORK = 200_000  # items scored anew for the interval of a figure that only a set has
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,20 @@ class Exam:
         scores = [self.scorer.score(answer, item.reference) for answer, item in zip(answers, self.items, strict=True)]
         return Sitting(answers, scores, nll, trained)
 
-    def figures(self, sitting: Sitting) -> dict[str, float]:
-        """The figures of a whole sitting, the main one under the metric's name."""
+    @property
+    def item_metric(self) -> str:
+        """The metric as a single item has it: accuracy where the metric, such as macro-F1, is of whole sets only."""
         if self.scorer is None:
-            return {self.metric: float(np.mean([score[self.metric] for score in sitting.scores]))}
-        return self.scorer.summarize(list(zip(sitting.answers, (item.reference for item in self.items), strict=True)))
+            return self.metric
+        figures = self.scorer.score("", "")
+        return self.metric if self.metric in figures else next(iter(figures))
+
+    def figures(self, sitting: Sitting, items: Sequence[int] | None = None) -> dict[str, float]:
+        """The figures of a whole sitting, or of some of its items by number, the main one under the metric's name."""
+        chosen = range(len(self.items)) if items is None else items
+        if self.scorer is None:
+            return {self.metric: float(np.mean([sitting.scores[number][self.metric] for number in chosen]))}
+        return self.scorer.summarize([(sitting.answers[number], self.items[number].reference) for number in chosen])
 
 
 def make_items(rows: Sequence[Row], chat: Chat, group_by: str | None) -> list[Item]:
@@ -142,48 +152,68 @@ def likelihood(net: Net, groups: Sequence[Group], row_tokens: int) -> tuple[np.n
 
 def compare(exam: Exam, base: Sitting, tuned: Sitting, *, seed: int) -> dict[str, Any]:
     """The report's `evaluation`: the gain on the same items with its 95% interval, every other figure, and examples side by side."""
-    metric = exam.metric
+    metric, item_metric = exam.metric, exam.item_metric
     clusters = [item.cluster for item in exam.items]
-    pairs = {name: _columns(base, tuned, name) for name in base.scores[0]}
-    main = paired_difference(*pairs[metric], clusters=clusters, seed=seed)
     before, after = exam.figures(base), exam.figures(tuned)
+    intervals = _set_intervals(exam, base, tuned, [name for name in after if name not in base.scores[0]], seed)
+    for name in base.scores[0]:
+        gain = paired_difference(*_columns(base, tuned, name), clusters=clusters, seed=seed)
+        intervals[name] = [gain.ci95.low, gain.ci95.high]
+        if name == item_metric:
+            main = gain
+    figures: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "base": before.get(name, 0.0),
+            "tuned": after[name],
+            "delta": after[name] - before.get(name, 0.0),
+            "ci95": intervals[name],
+        }
+        for name in after
+    ]
+    chief = next(figure for figure in figures if figure["name"] == metric)
     return {
         "metric": metric,
         "n": main.n,
-        "base": before[metric],
-        "tuned": after[metric],
-        "delta": main.delta,
-        "ci95": [main.ci95.low, main.ci95.high],
+        **{part: chief[part] for part in ("base", "tuned", "delta", "ci95")},
         "p_value": main.p_value,
-        "method": main.method,
+        "method": main.method + ("" if metric == item_metric else f" of {item_metric}"),
         "clusters": main.clusters,
         "detectable": main.detectable,
-        "figures": [_figure(name, before, after, pairs.get(name), clusters, seed) for name in after if name != metric],
+        "figures": [figure for figure in figures if figure["name"] != metric],
         "perplexity": {"base": base.perplexity, "tuned": tuned.perplexity},
         "examples": _examples(exam, base, tuned),
     }
+
+
+def _set_intervals(
+    exam: Exam, base: Sitting, tuned: Sitting, names: Sequence[str], seed: int
+) -> dict[str, list[float]]:
+    """95% intervals of the change in figures that only a whole set has, such as macro-F1: percentiles over drawn clusters."""
+    members: dict[str, list[int]] = {}
+    for number, item in enumerate(exam.items):
+        members.setdefault(item.cluster, []).append(number)
+    groups = list(members.values())
+    if not names or len(groups) < 2:
+        return dict.fromkeys(names, [-1.0, 1.0])
+    rng = np.random.default_rng(seed)
+    changes: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(min(1000, max(200, SET_WORK // len(exam.items)))):
+        drawn = [number for place in rng.integers(0, len(groups), len(groups)) for number in groups[place]]
+        before, after = exam.figures(base, drawn), exam.figures(tuned, drawn)
+        for name in names:
+            changes[name].append(after.get(name, 0.0) - before.get(name, 0.0))
+    return {name: [float(edge) for edge in np.quantile(values, (0.025, 0.975))] for name, values in changes.items()}
 
 
 def _columns(base: Sitting, tuned: Sitting, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([score[name] for score in base.scores]), np.array([score[name] for score in tuned.scores])
 
 
-def _figure(
-    name: str, before: dict[str, float], after: dict[str, float], pair: Any, clusters: list[str], seed: int
-) -> dict[str, Any]:
-    """A figure beside the main one; an interval where it is a figure of single items."""
-    record = {"name": name, "base": before.get(name, 0.0), "tuned": after[name], "ci95": None}
-    record["delta"] = record["tuned"] - record["base"]
-    if pair is not None:
-        interval = paired_difference(*pair, clusters=clusters, seed=seed).ci95
-        record["ci95"] = [interval.low, interval.high]
-    return record
-
-
 def _examples(exam: Exam, base: Sitting, tuned: Sitting) -> list[dict[str, Any]]:
     """Items with both answers: those that differ most first, gains and losses alike."""
-    metric = exam.metric
-    rows = [
+    metric = exam.item_metric
+    rows: list[dict[str, Any]] = [
         {
             "where": item.where,
             "prompt": item.question,

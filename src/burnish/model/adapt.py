@@ -64,6 +64,7 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
         exclude_modules=_pattern_of(frozen, frozen_modules),
         task_type="CAUSAL_LM",
     )
+    config._register_custom_module({nn.Linear: LoraLinear})  # PEFT's own way in for a layer class; no file says so
     try:
         with quiet():
             return get_peft_model(model, config)

@@ -24,6 +24,8 @@ class Net(nn.Module):
     would silently switch that off. Only tokens with a weight ever meet the vocabulary head.
     """
 
+    model: Any  # a transformers model, or a `PeftModel` around one
+
     def __init__(self, model: nn.Module, *, precision: str = "fp32") -> None:
         super().__init__()
         self.model = model

@@ -16,7 +16,7 @@ from burnish.data.render import Chat
 from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
 from burnish.model.load import load_config, load_model, load_tokenizer, quiet
-from burnish.run import read_report
+from burnish.folder import read_report
 
 # Largest difference of a log-probability between the model that was evaluated and a file of it, both computed in float32. Adding the
 # adapter into the weights rounds a little; a model that came in 16 bits is written in 16 bits, which keeps 8 to 11 bits of each weight.
@@ -69,7 +69,7 @@ def try_adapter(model: Any, folder: Path) -> None:
 
     with quiet():
         model.save_pretrained(folder)
-        PeftConfig.from_pretrained(folder)
+        PeftConfig.from_pretrained(str(folder))
     written = load_file(folder / "adapter_model.safetensors")
     for name, value in get_peft_model_state_dict(model).items():
         if name not in written or not torch.equal(written[name], value.detach().cpu()):
@@ -130,7 +130,7 @@ def export(
     fixed: the token ids that are replayed through each. Returns what parity found.
     """
     held = next(p.dtype for name, p in model.named_parameters() if "lora_" not in name)
-    saved = load_config(source).dtype or torch.float32  # what the model came in, not what it was held in
+    saved = _dtype_of(source)  # what the model came in, not what it was held in
     expected = replay(model.float(), fixed)
     loaders: dict[Path, Callable[[], Any]] = {}
     if "adapter" in wanted:
@@ -188,6 +188,11 @@ def refuse_unless_fit(report: Mapping[str, Any], *, force: bool) -> None:
         raise CheckpointError(
             f"the verdict of this run is stop: {reasons}", where=report["name"], hint="--force   uses it all the same"
         )
+
+
+def _dtype_of(source: str) -> torch.dtype:
+    found = load_config(source).dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,7 +75,7 @@ TRACKERS: dict[str, Callable[[str, Path, Mapping[str, Any]], Tracker]] = {
 }
 
 
-def open_trackers(names: list[str], run: str, folder: Path, config: Mapping[str, Any]) -> list[Tracker]:
+def open_trackers(names: Sequence[str], run: str, folder: Path, config: Mapping[str, Any]) -> list[Tracker]:
     """The trackers that the recipe's `log` names. Raises RecipeError where a package is missing, before anything is trained."""
     return [TRACKERS[name](run, folder, config) for name in names]
 

@@ -63,7 +63,7 @@ def write_recipe(
     data: str, out: Path, *, goal: str = "", model: str = "smollm2-135m", force: bool = False
 ) -> dict[str, Any]:
     """Write the recipe to `out`. Raises RecipeError where there is one already and `force` is not set."""
-    from burnish.run import write_text
+    from burnish.folder import write_text
 
     if out.exists() and not force:
         raise RecipeError(
@@ -87,7 +87,9 @@ def _lines(found: Check, rows: Sequence[Row], goal: str, model: str, path: str) 
     yield f"  test: {0.2 if found.rows < 500 else 0.1}", "locked: base and tuned meet it once, at the end"
     if group := group_of(found):
         yield f"  group_by: {_plain(group)}", f"rows of one {group} stay together"
-    private = sum(int(one["count"]) for one in found.findings if str(one["kind"]).startswith(("secret", "personal data")))
+    private = sum(
+        int(one["count"]) for one in found.findings if str(one["kind"]).startswith(("secret", "personal data"))
+    )
     if private:
         yield "  redact: true", f"{private} rows hold personal data or secrets"
     yield "adapter: {method: lora, rank: 16}", ""
