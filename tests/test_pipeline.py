@@ -167,7 +167,7 @@ def test_the_same_recipe_again_repeats_nothing_and_finds_the_same(copied, recipe
     before = report_of(copied)
     after = burnish.run(recipe, out=copied, quiet=True)
     assert {name for name, status in status_of(after).items() if status == "reused"} == set(REUSABLE)
-    for part in ("verdict", "data", "training", "evaluation", "guards", "artifacts", "task", "model"):
+    for part in ("verdict", "reasons", "data", "training", "evaluation", "artifacts", "task", "model"):
         assert after[part] == before[part]
 
 
@@ -277,7 +277,7 @@ def test_a_classification_counts_its_labels_and_is_scored_by_accuracy(go):
     rows += [{"text": question, "label": "bb"} for question in questions(44)[24:]]
     _, report = go(rows, task={"kind": "classify"})
     assert report["evaluation"]["metric"] == "accuracy"
-    assert {"macro_f1", "parsed"} <= {figure["name"] for figure in report["evaluation"]["figures"]}
+    assert {"macro_f1", "unparsed"} <= {figure["name"] for figure in report["evaluation"]["figures"]}
     assert Counter(report["data"]["labels"]).total() == report["data"]["train"]
     assert "aa" in report["task"]["system"]
 
@@ -347,7 +347,7 @@ def test_answers_and_plain_text_do_not_share_an_exam(go):
 
 def test_a_plan_loads_no_weights_and_leaves_nothing(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("burnish.pipeline.load_model", None)
+    monkeypatch.setattr("burnish.parts.load_model", None)
     plan = burnish.plan(recipe)
     assert plan.steps == 10
     assert list(tmp_path.iterdir()) == []

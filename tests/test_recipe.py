@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 import yaml
@@ -169,13 +168,12 @@ def test_an_override_that_is_no_yaml_names_its_key(refused):
         ("adapter: {ranks: 4}", "rank"),
         ("guards: {leakage: {actoin: drop}}", "action"),
         ("guard: {}", "guards"),
-        ("task: {type: chat}", "metric|kind|schema|labels|goal"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(refused, text, near):
     error = refused(f"data: {{train: rows.jsonl}}\n{text}")
     assert error.found.startswith("unknown key")
-    assert re.fullmatch(rf"did you mean `({near})`\?", error.hint)
+    assert error.hint == f"did you mean `{near}`?"
 
 
 def test_an_unknown_key_says_where_it_stands(refused):

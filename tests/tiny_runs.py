@@ -32,7 +32,7 @@ def recipe_of(folder, file, **changes):
         "data": {"train": file, "validation": 6, "test": 12},
         "adapter": {"rank": 4, "alpha": 8},
         "train": {
-            "epochs": 2,
+            "epochs": 5,
             "batch_size": 8,
             "learning_rate": 0.01,
             "max_length": 128,

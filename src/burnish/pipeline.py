@@ -6,82 +6,63 @@ folder under a hash of all that it depends on.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from burnish.core import Objective
-from burnish.data.feed import Feed, micro_batches, total_steps
+from burnish.data.feed import micro_batches
 from burnish.data.ledger import Ledger
 from burnish.data.prepare import prepare
-from burnish.data.render import Chat, Rendered, render_rows, system_prompt
+from burnish.data.render import Chat, render_rows, system_prompt
 from burnish.data.split import Guarded
-from burnish.errors import DataGuardError, RecipeError, RowError
+from burnish.errors import DataGuardError, RowError
 from burnish.evaluate.report import write_html
 from burnish.evaluate.runner import Exam, Sitting, check_answerable, compare, make_items
 from burnish.evaluate.verdict import judge
+from burnish.folder import Run, files_key, key_of, now, write_text
 from burnish.guards import Evidence, check_all
-from burnish.model.adapt import adapt, trained_groups, trained_parameters
-from burnish.model.load import empty_model, find_model, load_config, load_model, load_tokenizer, on_device
+from burnish.model.adapt import trained_groups, trained_parameters
+from burnish.model.load import find_model, load_config, load_tokenizer
 from burnish.model.net import Net
 from burnish.model.sample import Sampler
 from burnish.objectives import make_objective
+from burnish.parts import (
+    TASK,
+    Chosen,
+    Tokenized,
+    Trained,
+    base_of,
+    labels_of,
+    load_net,
+    make_feed,
+    make_optimizer,
+    plan_of,
+    read_schema,
+    settle,
+)
 from burnish.progress import Progress, as_time
 from burnish.recipe import Recipe
-from burnish.folder import Run, files_key, key_of, now, write_text
 from burnish.scoring import scorer_for
 from burnish.serve.export import export, try_adapter, write_card
 from burnish.train import memory
 from burnish.train.checkpoint import Store
 from burnish.train.hooks import StopSignal
 from burnish.train.loop import check_streams
-from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate
 from burnish.train.session import Session, load_trained
 from burnish.train.smoke import smoke
 from burnish.train.trackers import open_trackers
 
-TASK = "main"  # the name of the one task; several tasks are several names in one step
 PARITY_ITEMS = 4
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Step 1. source: the model's folder or hub id. key: all that the model and the data files are."""
-
-    source: str
-    config: Any
-    tokenizer: Any
-    objective: Objective
-    key: str
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """Step 3. system: the system prompt of conversations that bring none."""
-
-    chat: Chat
-    system: str
-    train: Rendered
-    validation: Rendered
-    test: Rendered
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Step 7: the net with its best weights."""
-
-    net: Net
-    report: dict[str, Any]
-    key: str
+# Keys of the recipe that change nothing of what is learnt: the try-out and the training are kept when they change.
+UNLEARNT: Any = {"train": {"save_every"}, "guards": True, "deploy": True, "log": True, "name": True}
 
 
 def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -179,8 +160,9 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
             **kept["reasons"],
         )
         record["summary"] = (
-            f"{kept['data']['read']} rows read, {sum(kept['reasons']['dropped'].values())} dropped, {sum(kept['reasons']['changed'].values())} "
-            f"mended; {rows['train']} to train, {rows['validation']} to validate, {rows['test']} to test"
+            f"{kept['data']['read']} rows read, {sum(kept['reasons']['dropped'].values())} dropped, "
+            f"{sum(kept['reasons']['changed'].values())} mended; "
+            f"{rows['train']} to train, {rows['validation']} to validate, {rows['test']} to test"
         )
         return guarded
 
@@ -221,36 +203,12 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
         return Tokenized(chat, system, train, validation, test)
 
 
-def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Settings:
-    """Every setting that the recipe leaves to us, from the size of the data, the model and the machine."""
-    device = memory.device_of_choice()
-    wanted = recipe.train
-    rows = len(tokenized.train.groups)
-    batch = auto_batch_size(rows) if wanted.batch_size == "auto" else wanted.batch_size
-    steps = total_steps(rows, batch, wanted.epochs, wanted.max_steps)
-    hidden = chosen.config.get_text_config().hidden_size
-    rate = (
-        auto_learning_rate(hidden, recipe.adapter.method, steps)
-        if wanted.learning_rate == "auto"
-        else wanted.learning_rate
-    )
-    return memory.Settings(
-        batch_size=batch,
-        micro_tokens=memory.micro_tokens_of_choice(wanted.micro_tokens, device, wanted.max_length),
-        epochs=wanted.epochs,
-        steps=steps,
-        learning_rate=rate,
-        precision=memory.precision_of_choice(wanted.precision, device),
-        device=str(device),
-    )
-
-
 def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> Net:
     """4: load the model, make it trainable, and try every part of the run before the run."""
     with run.step("smoke") as record:
         torch.manual_seed(recipe.train.seed)
         net = load_net(recipe, chosen, settings)
-        key = key_of(chosen.key, recipe.model_dump(mode="json", exclude={"deploy", "log", "name"}), asdict(settings))
+        key = key_of(chosen.key, recipe.model_dump(mode="json", exclude=UNLEARNT), asdict(settings))
         kept = run.kept("smoke", key)
         if kept is None:
             feed = make_feed(recipe, tokenized, settings)
@@ -288,8 +246,9 @@ def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, setti
                 f"! {gib(plan.memory['total'])} are predicted and {gib(plan.memory_available)} are free; what would fit: {plan.would_fit}"
             )
         record["summary"] = (
-            f"{plan.steps} steps of {plan.batch_size} rows, rate {plan.learning_rate:.1e}, {plan.trained_parameters:,} of {plan.parameters:,} "
-            f"parameters, {plan.precision} on {plan.device}, about {gib(plan.memory['total'])} and {as_time(plan.seconds)}"
+            f"{plan.steps} steps of {plan.batch_size} rows, rate {plan.learning_rate:.1e}, "
+            f"{plan.trained_parameters:,} of {plan.parameters:,} parameters, "
+            f"{plan.precision} on {plan.device}, about {gib(plan.memory['total'])} and {as_time(plan.seconds)}"
         )
 
 
@@ -333,10 +292,9 @@ def train(
 ) -> Trained:
     """7: the loop, from the newest good checkpoint on; the best one by the metric is what it returns."""
     with run.step("train") as record:
-        ignored: Any = {"train": {"save_every"}, "deploy": True, "log": True, "name": True, "guards": True}
         key = key_of(
             chosen.key,
-            recipe.model_dump(mode="json", exclude=ignored),
+            recipe.model_dump(mode="json", exclude=UNLEARNT),
             asdict(settings),
             exams["validation"].max_new_tokens,
         )
@@ -372,7 +330,8 @@ def train(
             "",
         )
         record["summary"] = (
-            f"{kept['steps']} steps at {kept['tokens_per_second']:.0f} tokens/s; step {kept['best_step']} is best{metric}; {kept['stopped']}"
+            f"{kept['steps']} steps at {kept['tokens_per_second']:.0f} tokens/s; "
+            f"step {kept['best_step']} is best{metric}; {kept['stopped']}"
         )
         return Trained(net, kept, key)
 
@@ -455,79 +414,11 @@ def finish(run: Run, recipe: Recipe) -> dict[str, Any]:
     return report
 
 
-# What the steps share ------------------------------------------------------------------------------------------------------------------
-
-
-def load_net(recipe: Recipe, chosen: Chosen, settings: memory.Settings) -> Net:
-    """The model on its device, made trainable: frozen weights in the precision of the run, trained ones always in float32."""
-    half = settings.precision == "bf16" and recipe.adapter.method != "full"
-    dtype = torch.bfloat16 if half else torch.float32
-    device = torch.device(settings.device)
-    model = on_device(
-        lambda: load_model(chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code), device
-    )
-    return Net(adapt(model, recipe.adapter, recipe.freeze), precision=settings.precision)
-
-
-@contextlib.contextmanager
-def base_of(net: Net, chosen: Chosen) -> Iterator[Net]:
-    """The model as it was before tuning: an adapter switched off is exactly that; full weights are loaded anew."""
-    if hasattr(net.model, "disable_adapter"):
-        with net.model.disable_adapter():
-            yield net
-        return
-    base = on_device(lambda: load_model(chosen.source, dtype=torch.float32), net.device)
-    yield Net(base, precision=net.precision)
-
-
 def sit(run: Run, exam: Exam, net: Net, tokenized: Tokenized, who: str) -> Sitting:
     sampler = Sampler(net.model, tokenized.chat.tokenizer, tokenized.chat.end_ids)
     return exam.sit(
         net, sampler, lambda done: run.progress.update(f"the {who} model: {done} of {len(exam.items)} answers")
     )
-
-
-def make_feed(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) -> Feed:
-    return Feed(
-        tokenized.train.groups,
-        task=TASK,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        row_tokens=recipe.train.max_length,
-        micro_tokens=settings.micro_tokens,
-        seed=recipe.train.seed,
-        max_steps=recipe.train.max_steps,
-    )
-
-
-def make_optimizer(recipe: Recipe, net: Net, settings: memory.Settings) -> Optim:
-    return Optim(
-        trained_parameters(net.model),
-        learning_rate=settings.learning_rate,
-        total=settings.steps,
-        warmup=recipe.train.warmup,
-        weight_decay=recipe.train.weight_decay,
-        clip=recipe.train.clip,
-    )
-
-
-def plan_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> memory.Plan:
-    """The plan, from the model's shape on the meta device: no weight is loaded."""
-    shape = adapt(empty_model(chosen.config), recipe.adapter, recipe.freeze)
-    train, held_out = tokenized.train, (tokenized.validation, tokenized.test)
-    looks = recipe.train.validations + 1
-    asked = [min(len(held_out[0].rows), recipe.train.validation_items) * looks, 2 * len(held_out[1].rows)]
-    answer = train.trained / max(train.sequences, 1)
-    question = train.tokens / max(train.sequences, 1) - answer
-    work = memory.Workload(
-        rows=len(train.groups),
-        tokens=train.tokens,
-        trained=train.trained,
-        longest=max(train.lengths),
-        generated=int(sum(asked) * answer),
-        prompted=int(sum(asked) * (2 * question + answer)),
-    )
-    return memory.make_plan(recipe, chosen.config, shape, work, settings)
 
 
 def sizes_of(settings: memory.Settings) -> dict[str, Any]:
@@ -548,13 +439,6 @@ def counted(read: int, ledger: Ledger) -> dict[str, Any]:
     return {"data": data, "reasons": reasons}
 
 
-def labels_of(recipe: Recipe, guarded: Guarded) -> list[str]:
-    """The labels of a classification, from the recipe or from the training rows; none for other tasks."""
-    if recipe.task.kind != "classify":
-        return []
-    return recipe.task.labels or sorted({row.answer_text() for row in guarded.train})
-
-
 def histogram(lengths: Sequence[int], bins: int = 16) -> dict[str, Any]:
     """Sequence lengths in tokens, in bins of equal width."""
     width = max(1, -(-max(lengths) // bins))
@@ -564,21 +448,6 @@ def histogram(lengths: Sequence[int], bins: int = 16) -> dict[str, Any]:
         "bins": [[number * width, (number + 1) * width] for number in used],
         "counts": [counts[number] for number in used],
     }
-
-
-def read_schema(schema: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    """The JSON schema of `task.schema`, from its file where it names one."""
-    if not isinstance(schema, str):
-        return schema
-    try:
-        found = json.loads(Path(schema).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"the schema cannot be read: {error}", where="task.schema", expected="a file with a JSON schema"
-        ) from error
-    if not isinstance(found, dict):
-        raise RecipeError("the schema is no object", where=schema, expected='such as {"type": "object", ...}')
-    return found
 
 
 def versions() -> dict[str, str]:

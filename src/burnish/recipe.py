@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from burnish.errors import RecipeError
 
@@ -27,12 +27,12 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Paths = Annotated[list[str], BeforeValidator(_as_list)]
+Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class Task(Section):
@@ -133,23 +133,31 @@ class Recipe(Section):
     log: list[Tracker] = []
     trust_remote_code: bool = False  # runs Python that the model's author wrote, on this machine
 
-    @model_validator(mode="before")
-    @classmethod
-    def _lift_flat_names(cls, values: Any) -> Any:
-        """Put the flat names of other trainers where they belong: `num_train_epochs` under `train`, `r` under `adapter`."""
-        if not isinstance(values, dict):
-            return values
-        lifted = dict(values)
-        for section, model in (("train", Train), ("adapter", Adapter)):
-            flat = {name for name, field in model.model_fields.items() if name not in cls.model_fields}
-            flat |= {field.alias for field in model.model_fields.values() if field.alias}
-            for name in flat & lifted.keys():
-                lifted[section] = {**(lifted.get(section) or {}), name: lifted.pop(name)}
-        return lifted
-
     def dump(self) -> str:
         """The recipe as YAML, every key spelled out."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=False), sort_keys=False, allow_unicode=True)
+
+
+_SECTIONS = {
+    name: field.annotation
+    for name, field in Recipe.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+
+
+def _own_paths() -> dict[tuple[str, ...], tuple[str, str]]:
+    """Path by a name of another trainer -> path by ours. Keys of `train` and `adapter` may stand at the top, as theirs do."""
+    paths: dict[tuple[str, ...], tuple[str, str]] = {}
+    for section, model in _SECTIONS.items():
+        for name, field in model.model_fields.items():
+            for known in {name, field.alias or name}:
+                paths[section, known] = (section, name)
+                if section in ("train", "adapter") and known not in Recipe.model_fields:
+                    paths[(known,)] = (section, name)
+    return paths
+
+
+_OWN_PATHS = _own_paths()
 
 
 class _Loader(yaml.SafeLoader):
@@ -177,7 +185,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
 def parse_yaml(text: str, where: str) -> Any:
     """Plain values of a YAML text. Raises RecipeError with the line."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
@@ -201,21 +209,52 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     values = parse_yaml(text, str(path)) or {}
     if not isinstance(values, dict):
         raise RecipeError(f"found {_brief(values)}", where=str(path), expected="keys and values, such as `model: ...`")
-    return make_recipe(with_overrides(values, overrides), where=str(path), folder=path.parent)
+    return make_recipe(with_overrides(values, overrides, where=str(path)), where=str(path), folder=path.parent)
 
 
-def with_overrides(values: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+def with_overrides(
+    values: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any], *, where: str = "recipe"
+) -> dict[str, Any]:
     """Plain values of a recipe with some keys put in; `values` stays as it is. Raises RecipeError for a malformed override."""
-    changed = copy.deepcopy(dict(values))
+    changed = own_names(copy.deepcopy(dict(values)), where)
     for key, value in _pairs(overrides):
         _assign(changed, key, value)
     return changed
 
 
+def own_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same values by our own names and in their sections: `num_train_epochs` is `train.epochs`, `r` is `adapter.rank`.
+
+    Raises RecipeError where one key stands by two names.
+    """
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        inside = key in _SECTIONS and isinstance(value, Mapping)
+        if inside:
+            named.setdefault(key, {})
+        for path, inner in [((key, name), inner) for name, inner in value.items()] if inside else [((key,), value)]:
+            own = _OWN_PATHS.get(path, path)
+            if not _put(named, own, inner):
+                raise RecipeError(f"the key `{'.'.join(map(str, own))}` stands twice, by two names", where=where)
+    return named
+
+
+def _put(values: dict[str, Any], path: tuple[Any, ...], value: Any) -> bool:
+    """Put a value under a path of one or two keys; False where something stands there."""
+    *section, name = path
+    if section and values.get(section[0]) is None:
+        values[section[0]] = {}
+    target = values[section[0]] if section else values
+    if not isinstance(target, dict) or target.get(name) is not None:
+        return False
+    target[name] = value
+    return True
+
+
 def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Path | None = None) -> Recipe:
     """A checked recipe from plain values. Raises RecipeError as `load_recipe` does."""
     try:
-        recipe = Recipe.model_validate(dict(values))
+        recipe = Recipe.model_validate(own_names(values, where))
     except ValidationError as error:
         raise _explained(error, where) from error
     if folder is None:
@@ -252,7 +291,8 @@ def _pairs(overrides: Iterable[str] | Mapping[str, Any]) -> Iterable[tuple[str, 
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *path, last = dotted.split(".")
+    given = tuple(dotted.split("."))
+    *path, last = _OWN_PATHS.get(given, given)
     for name in path:
         inner = values.setdefault(name, {})
         if inner is None:
@@ -276,10 +316,16 @@ def _explained(error: ValidationError, where: str) -> RecipeError:
         expected = f"one of: {', '.join(known)}"
         hint = f"did you mean `{near[0]}`?" if near else ""
         return RecipeError(f"unknown key `{dotted}`", where=where, expected=expected, hint=hint)
+    hint = "data: {train: examples.jsonl}" if dotted in ("data", "data.train") else ""
     if problem["type"] == "missing":
-        return RecipeError(f"the key `{dotted}` is missing", where=where, hint="data: {train: examples.jsonl}")
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return RecipeError(f"`{dotted}` is {_brief(problem['input'])}", where=where, expected=expected)
+        return RecipeError(f"the key `{dotted}` is missing", where=where, hint=hint)
+    if problem["type"] == "model_type":
+        expected = f"a section with some of: {', '.join(_known_keys(keys))}"
+    elif dotted == "data.train":
+        expected = "one or more files of examples"
+    else:
+        expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return RecipeError(f"`{dotted}` is {_brief(problem['input'])}", where=where, expected=expected, hint=hint)
 
 
 def _is_union_tag(part: str) -> bool:

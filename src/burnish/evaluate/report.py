@@ -21,8 +21,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from burnish.evaluate import charts
-from burnish.progress import as_time
 from burnish.folder import write_text
+from burnish.progress import as_time
 
 LONGEST = 20_000  # characters of one text on the page; report.json has the whole of it
 FOLDED = 600  # characters from which on a text is folded

@@ -195,7 +195,7 @@ def _set_intervals(
         members.setdefault(item.cluster, []).append(number)
     groups = list(members.values())
     if not names or len(groups) < 2:
-        return dict.fromkeys(names, [-1.0, 1.0])
+        return {name: [-1.0, 1.0] for name in names}
     rng = np.random.default_rng(seed)
     changes: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(min(1000, max(200, SET_WORK // len(exam.items)))):

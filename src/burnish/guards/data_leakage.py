@@ -32,12 +32,14 @@ class DataLeakage:
         }
         if surely and evidence.recipe.guards.leakage.action == "block":
             first = surely[0]
-            found = f"{numbers['leaked_held_out_rows']} held-out rows also stand in train ({numbers['by_kind']}), such as {first.held_out.where} = {first.train.where}"
+            found = f"{numbers['leaked_held_out_rows']} held-out rows also stand in train ({numbers['by_kind']})"
+            found += f", such as {first.held_out.where} = {first.train.where}"
             return Verdict("fail", found, numbers, "--set guards.leakage.action=drop")
         if surely:
             return Verdict(
                 "pass",
-                f"{numbers['leaked_held_out_rows']} held-out rows stood in train too ({numbers['by_kind']}); their training copies were dropped",
+                f"{numbers['leaked_held_out_rows']} held-out rows stood in train too ({numbers['by_kind']}); "
+                "their training copies were dropped",
                 numbers,
             )
         return Verdict("pass", f"none of {held_out} held-out rows stands in train", numbers)

@@ -15,7 +15,8 @@ class NoEvaluation:
             return Verdict("not_run", "base and tuned were not compared", fix="burnish run RECIPE")
         numbers = {key: evaluation[key] for key in ("metric", "n", "base", "tuned", "delta", "ci95", "p_value")}
         low, high = evaluation["ci95"]
-        found = f"base and tuned answered the same {evaluation['n']} locked rows: {evaluation['delta']:+.3f} (95% {low:+.3f} to {high:+.3f})"
+        gain = f"{evaluation['delta']:+.3f} (95% {low:+.3f} to {high:+.3f})"
+        found = f"base and tuned answered the same {evaluation['n']} locked rows: {gain}"
         if high < 0:
             return Verdict(
                 "fail", f"tuning made it worse: {found}", numbers, "burnish data check FILE   and a lower learning rate"

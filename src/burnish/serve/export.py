@@ -15,8 +15,8 @@ import torch
 from burnish.data.render import Chat
 from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
-from burnish.model.load import load_config, load_model, load_tokenizer, quiet
 from burnish.folder import read_report
+from burnish.model.load import load_config, load_model, load_tokenizer, quiet
 
 # Largest difference of a log-probability between the model that was evaluated and a file of it, both computed in float32. Adding the
 # adapter into the weights rounds a little; a model that came in 16 bits is written in 16 bits, which keeps 8 to 11 bits of each weight.
@@ -198,7 +198,13 @@ def _dtype_of(source: str) -> torch.dtype:
 def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) -> Path:
     """`card.md`: the model card, with the figures of the report and nothing else."""
     evaluation, task, model, training = (report.get(part) or {} for part in ("evaluation", "task", "model", "training"))
-    low, high = evaluation.get("ci95", (float("nan"), float("nan")))
+    figures = "Base and tuned were not compared."
+    if evaluation:
+        low, high = evaluation["ci95"]
+        figures = (
+            f"{evaluation['metric']} on {evaluation['n']} locked test rows: base {evaluation['base']:.3f}, "
+            f"tuned {evaluation['tuned']:.3f}, gain {evaluation['delta']:+.3f} (95% interval {low:+.3f} to {high:+.3f})."
+        )
     guards = "\n".join(
         f"| {guard['n']} | {guard['mistake']} | {guard['status']} | {guard['found']} |" for guard in report["guards"]
     )
@@ -213,10 +219,9 @@ def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) ->
 {report.get("goal") or "Its recipe states no goal."}
 
 - Verdict: **{report["verdict"]}**. {" ".join(report["reasons"])}
-- {evaluation.get("metric", "metric")} on {evaluation.get("n", 0)} locked test rows: base {evaluation.get("base", float("nan")):.3f},
-  tuned {evaluation.get("tuned", float("nan")):.3f}, gain {evaluation.get("delta", float("nan")):+.3f} (95% interval {low:+.3f} to {high:+.3f}).
-- Tuned with {model.get("method")}: {model.get("trained_parameters", 0):,} of {model.get("parameters", 0):,} parameters, {training.get("steps")} steps,
-  peak learning rate {training.get("learning_rate")}.
+- {figures}
+- Tuned with {model.get("method")}: {model.get("trained_parameters", 0):,} of {model.get("parameters", 0):,} parameters,
+  {training.get("steps")} steps, peak learning rate {training.get("learning_rate")}.
 
 ## What was checked
 

@@ -52,11 +52,14 @@ class Plan:
     def as_text(self) -> str:
         parts = "".join(f"\n  {name:<16} {size / GIB:7.2f} GiB" for name, size in self.memory.items())
         fit = "it fits" if self.fits else f"it does not fit; what would: {self.would_fit}"
+        share = self.trained_parameters / self.parameters
+        tokens = f"{self.tokens_per_epoch:,} tokens an epoch, {self.trained_tokens_per_epoch:,} trained"
+        schedule = f"{self.batch_size} rows over {self.epochs:g} epochs, learning rate {self.learning_rate:.1e}"
         return (
             f"{self.model} in {self.precision} on {self.device}\n"
-            f"  parameters       {self.parameters:,}, trained {self.trained_parameters:,} ({self.trained_parameters / self.parameters:.1%})\n"
-            f"  data             {self.rows:,} rows, {self.tokens_per_epoch:,} tokens an epoch, {self.trained_tokens_per_epoch:,} trained\n"
-            f"  steps            {self.steps:,} of {self.batch_size} rows over {self.epochs:g} epochs, learning rate {self.learning_rate:.1e}\n"
+            f"  parameters       {self.parameters:,}, trained {self.trained_parameters:,} ({share:.1%})\n"
+            f"  data             {self.rows:,} rows, {tokens}\n"
+            f"  steps            {self.steps:,} of {schedule}\n"
             f"memory ({self.micro_tokens:,} tokens at once){parts}\n"
             f"  available        {self.memory_available / GIB:7.2f} GiB: {fit}\n"
             f"time               about {as_time(self.seconds)}, at {self.tokens_per_second:,.0f} tokens/s"
