@@ -8,12 +8,12 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny_runs import asked_and_answered, questions, recipe_of, write_rows
 
 import burnish
 from burnish.errors import DataGuardError, RecipeError, SmokeError
-from burnish.recipe import load_recipe
 from burnish.folder import NAMES
+from burnish.recipe import load_recipe
+from tiny_runs import asked_and_answered, questions, recipe_of, write_rows
 
 REUSABLE = ("clean", "smoke", "train", "evaluate", "deploy")
 

@@ -316,7 +316,7 @@ def _explained(error: ValidationError, where: str) -> RecipeError:
         expected = f"one of: {', '.join(known)}"
         hint = f"did you mean `{near[0]}`?" if near else ""
         return RecipeError(f"unknown key `{dotted}`", where=where, expected=expected, hint=hint)
-    hint = "data: {train: examples.jsonl}" if dotted in ("data", "data.train") else ""
+    hint = "data: {train: examples.jsonl}" if dotted in ("data", "data.train", "data.train.0") else ""
     if problem["type"] == "missing":
         return RecipeError(f"the key `{dotted}` is missing", where=where, hint=hint)
     if problem["type"] == "model_type":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from burnish.data.formats import parse
 from burnish.data.ledger import Entry, Ledger
-from burnish.data.private import masked
 from burnish.data.rows import Judged, Labelled, Pair, Ranking, Row, Turns
-from burnish.data.similar import Index, candidates, distinct_pairs, jaccard, shared_runs
+from burnish.data.similar import Hashes, Index, Numbers, candidates, distinct_pairs, jaccard, shared_runs
 
 NEAR = 0.8  # Jaccard of character 5-grams from which two texts count as one
+NEARLY = 0.65  # so low a limit for the candidates that none of the pairs at 0.8 is missed
 LIKE = 0.5  # from here on they are told to the user, and nothing is done
 SHORT = 50  # characters of an answer below which one letter makes another answer: JSON keys, labels, numbers
 
@@ -26,15 +26,16 @@ MATCH_KINDS: tuple[MatchKind, ...] = ("exact", "13-gram", "minhash", "near")
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Item `number` says what item `kept` said before it. jaccard: 1 where they are equal after normalisation."""
+    """Item `number` says what item `kept` said before it. exact: they are equal after normalisation."""
 
     number: int
     kept: int
     jaccard: float
+    exact: bool
 
     @property
     def reason(self) -> str:
-        return "exact duplicate" if self.jaccard == 1 else "near-duplicate"
+        return "exact duplicate" if self.exact else "near-duplicate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,35 +84,39 @@ def _said(turns: Turns) -> str:
 def find_duplicates(index: Index, near: float = NEAR) -> list[Duplicate]:
     """Items of (prompt, answer) that were there before, by number.
 
-    Equal means both texts are; near means that the prompts' Jaccard and the answers' are at least `near`, where answers
-    under 50 characters must be equal. No two items that are left over are near each other, but for pairs that MinHash
-    misses (see `similar.candidates`).
+    Equal means both texts are; near means that the prompts' likeness and the answers' Jaccard are at least `near`, where
+    answers under 50 characters must be equal. No two items that are left over are near each other, but for pairs that
+    MinHash misses (see `similar.candidates`).
     """
     _, firsts, place = np.unique(index.digests, return_index=True, return_inverse=True)
     origin = firsts[place]
-    found = {int(number): Duplicate(int(number), int(origin[number]), 1.0) for number in _repeated(origin)}
+    repeated = np.flatnonzero(origin != np.arange(len(origin)))
+    found = {number: Duplicate(number, int(origin[number]), 1.0, True) for number in repeated.tolist()}
     if near < 1:
-        pairs = candidates(index.signatures(), near, among=np.sort(firsts))
+        pairs = candidates(index.signatures(), near, among=np.sort(firsts), salt=_short_answers(index))
         for first, second in distinct_pairs(pairs, len(index)):
             if first in found or second in found:
                 continue
-            likeness = _likeness(index.parts(first), index.parts(second), near)
+            likeness = _likeness(index, first, second, near)
             if likeness >= near:
-                found[second] = Duplicate(second, first, likeness)
+                found[second] = Duplicate(second, first, likeness, False)
     return sorted(found.values(), key=lambda duplicate: duplicate.number)
 
 
-def _repeated(origin: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(origin != np.arange(len(origin)))
+def _short_answers(index: Index) -> Hashes:
+    """(items,) a hash of each answer that must be equal in a duplicate, 0 for the long ones."""
+    answers = (index.parts(number)[1] for number in range(len(index)))
+    hashes = (hash(answer) if len(answer) < SHORT else 0 for answer in answers)
+    return np.fromiter(hashes, np.int64, len(index)).view(np.uint64)
 
 
-def _likeness(first: Sequence[str], second: Sequence[str], near: float) -> float:
-    """The lower Jaccard of the prompts and of the answers; 0 where short answers differ."""
-    (prompt, answer), (other_prompt, other_answer) = first, second
-    if answer != other_answer and min(len(answer), len(other_answer)) < SHORT:
+def _likeness(index: Index, first: int, second: int, near: float) -> float:
+    """The lower likeness of the prompts and of the answers; 0 where short answers differ."""
+    answer, other = index.parts(first)[1], index.parts(second)[1]
+    if answer != other and min(len(answer), len(other)) < SHORT:
         return 0.0
-    likeness = jaccard(prompt, other_prompt)
-    return min(likeness, jaccard(answer, other_answer)) if likeness >= near else likeness
+    likeness = index.likeness(first, second)
+    return min(likeness, jaccard(answer, other)) if likeness >= near else likeness
 
 
 def find_conflicts(index: Index) -> list[tuple[int, int]]:
@@ -163,80 +168,90 @@ def drop_duplicates(rows: Iterable[Row], ledger: Ledger, near: float = NEAR) -> 
         index.add(row.prompt_text(), whole_answer(row))
     places = [(row.file, row.line) for row in rows]
     duplicates = find_duplicates(index, near)
-    report_duplicates(duplicates, index, places, ledger)
+    report_duplicates(duplicates, places, ledger, lambda number: rows[number].prompt_text())
     if are_labels(rows):
-        report_conflicts(find_conflicts(index), index, places, ledger)
+        said = lambda number: f"{rows[number].prompt_text()} -> {whole_answer(rows[number])}"  # noqa: E731
+        report_conflicts(find_conflicts(index), places, ledger, said)
     gone = {duplicate.number for duplicate in duplicates}
     return [row for number, row in enumerate(rows) if number not in gone]
 
 
+def _nothing(number: int) -> str:
+    return ""
+
+
 def report_duplicates(
-    duplicates: Iterable[Duplicate], index: Index, places: Sequence[tuple[str, int]], ledger: Ledger
+    duplicates: Iterable[Duplicate],
+    places: Sequence[tuple[str, int]],
+    ledger: Ledger,
+    said: Callable[[int], str] = _nothing,
 ) -> None:
-    """Enter what is dropped as a duplicate. places: file and line of each item of the index."""
+    """Enter what is dropped as a duplicate. places: file and line of each item. said: what it says, where that is at hand."""
     for one in duplicates:
         file, line = places[one.kept]
-        kept = f"{file}:{line} stays (Jaccard {one.jaccard:.2f}): {masked(index.parts(one.kept)[0])}"
-        fix = (
-            "nothing: the first one stays"
-            if one.jaccard == 1
-            else "data: {near_duplicates: 1}   keeps those that differ"
-        )
-        ledger.add(Entry(*places[one.number], "dropped", one.reason, masked(index.parts(one.number)[0]), kept, fix))
+        kept = f"{file}:{line} stays (Jaccard {one.jaccard:.2f}): {said(one.kept)}"
+        fix = "nothing: the first one stays" if one.exact else "data: {near_duplicates: 1}   keeps those that differ"
+        ledger.add(Entry(*places[one.number], "dropped", one.reason, said(one.number), kept, fix))
 
 
 def report_conflicts(
-    conflicts: Iterable[tuple[int, int]], index: Index, places: Sequence[tuple[str, int]], ledger: Ledger
+    conflicts: Iterable[tuple[int, int]],
+    places: Sequence[tuple[str, int]],
+    ledger: Ledger,
+    said: Callable[[int], str] = _nothing,
 ) -> None:
-    """Enter the items of a classification whose prompt stands with another label elsewhere."""
+    """Enter the items of a classification whose prompt stands with another label elsewhere. places, said: as above."""
     for number, other in conflicts:
-        prompt, answer = index.parts(number)
         file, line = places[other]
-        there = f"{file}:{line} says {masked(index.parts(other)[1])}"
+        there = f"{file}:{line} has another label: {said(other)}"
         fix = "decide which of the labels is right"
-        ledger.add(Entry(*places[number], "noted", "conflicting labels", f"{masked(prompt)} -> {answer}", there, fix))
+        ledger.add(Entry(*places[number], "noted", "conflicting labels", said(number), there, fix))
 
 
-def find_matches(train: Sequence[Row], held_out: Sequence[Row]) -> list[Match]:
-    """Held-out rows whose prompt also stands in train, the surest kind first; each pair of rows is told once."""
+def find_matches(*splits: Sequence[Row]) -> list[Match]:
+    """Rows of a later split (held out) whose prompt also stands in an earlier one (train), the surest kind first.
+
+    Usually two splits, or train, validation and test; each pair of rows is told once.
+    """
+    rows = [row for split in splits for row in split]
+    sides = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
     index = Index()
-    for row in (*train, *held_out):
+    for row in rows:
         index.add(row.prompt_text())
-    found: dict[tuple[int, int], tuple[MatchKind, float]] = {}
-    for pair in _equal_across(index, len(train)):
-        found[pair] = ("exact", 1.0)
-    for firsts, seconds in shared_runs(index, left=len(train)):
-        for pair in zip(firsts.tolist(), seconds.tolist(), strict=True):
+    found: dict[tuple[int, int], tuple[MatchKind, float]] = dict.fromkeys(_equal_across(index, sides), ("exact", 1.0))
+    for ones, others in shared_runs(index, sides=sides):
+        for pair in zip(ones.tolist(), others.tolist(), strict=True):
             if pair not in found:
                 found[pair] = ("13-gram", jaccard(*(index.parts(number)[0] for number in pair)))
-    for pair in distinct_pairs(candidates(index.signatures(), LIKE, left=len(train)), len(index)):
-        if pair not in found:
-            likeness = jaccard(*(index.parts(number)[0] for number in pair))
-            if likeness >= LIKE:
-                found[pair] = ("minhash" if likeness >= NEAR else "near", likeness)
+    for pair in distinct_pairs(candidates(index.signatures(), LIKE, sides=sides), len(index)):
+        if pair not in found and (likeness := index.likeness(*pair)) >= LIKE:
+            found[pair] = ("minhash" if likeness >= NEAR else "near", likeness)
     order = sorted(found, key=lambda pair: (MATCH_KINDS.index(found[pair][0]), -found[pair][1], pair[1], pair[0]))
-    return [Match(*found[pair], train[pair[0]], held_out[pair[1] - len(train)]) for pair in order]
+    return [Match(*found[pair], rows[pair[0]], rows[pair[1]]) for pair in order]
 
 
-def _equal_across(index: Index, left: int) -> Iterator[tuple[int, int]]:
-    """Equal items below `left` and from it on: each with the first of the other side, so that none is missed."""
-    sides: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+def _equal_across(index: Index, sides: Numbers) -> Iterator[tuple[int, int]]:
+    """Equal items of several sides: each with the first of a later side and the first of an earlier one, so that none is missed."""
+    members: dict[int, list[int]] = defaultdict(list)
     for number, digest in enumerate(index.digests.tolist()):
-        sides[digest][number >= left].append(number)
-    for below, above in sides.values():
-        if below and above:
-            yield from ((number, above[0]) for number in below)
-            yield from ((below[0], number) for number in above[1:])
+        members[digest].append(number)
+    for equal in members.values():
+        for number in equal:
+            later = next((other for other in equal if sides[other] > sides[number]), None)
+            if later is not None:
+                yield number, later
+            if sides[number] > sides[equal[0]]:
+                yield equal[0], number
 
 
 def near_pairs(index: Index) -> Iterator[tuple[int, int]]:
-    """Items whose first texts are equal, near or share 13 words: what must not be told apart by a split."""
+    """Items whose prompts are equal, near or share 13 words: what must not be told apart by a split."""
     firsts: dict[int, int] = {}
     for number, digest in enumerate(index.digests.tolist()):
         if (first := firsts.setdefault(digest, number)) != number:
             yield first, number
     for ones, others in shared_runs(index):
         yield from zip(ones.tolist(), others.tolist(), strict=True)
-    for one, other in distinct_pairs(candidates(index.signatures(), NEAR), len(index)):
-        if jaccard(index.parts(one)[0], index.parts(other)[0]) >= NEAR:
+    for one, other in distinct_pairs(candidates(index.signatures(), NEARLY), len(index)):
+        if index.likeness(one, other) >= NEAR:
             yield one, other

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from burnish.data.ledger import Action, Entry, Ledger
+from burnish.data.private import masked
 from burnish.errors import RowError
 
 CHUNK = 1 << 20  # bytes read at once
@@ -80,7 +81,7 @@ class Intake:
         self._add("changed", line, reason, before, after, fix)
 
     def _add(self, action: Action, line: int, reason: str, before: str, after: str, fix: str) -> None:
-        self._ledger.add(Entry(self.file, line, action, reason, before[:EXCERPT], after[:EXCERPT], fix))
+        self._ledger.add(Entry(self.file, line, action, reason, _excerpt(before), _excerpt(after), fix))
 
     def empty(self) -> RowError:
         return self.useless("the file is empty", "some rows", "check that the file was written, or fetched, to its end")
@@ -93,6 +94,11 @@ class Intake:
     def useless(self, found: str, expected: str, hint: str, line: int = 1) -> RowError:
         """The error for a file that cannot be used at all."""
         return RowError(found, where=f"{self.file}:{line}", expected=expected, hint=hint)
+
+
+def _excerpt(text: str) -> str:
+    """The start of a raw line, masked before it is cut: half a secret is not recognised."""
+    return masked(text[: 10 * EXCERPT])[:EXCERPT]
 
 
 def read_bytes(path: Path, intake: Intake) -> Iterator[bytes]:

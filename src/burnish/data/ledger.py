@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal
+
+from burnish.data.private import masked
 
 Action = Literal["dropped", "changed", "noted"]
 KEPT_EXAMPLES = 50  # entries held in memory for the report, so that a million of them cost no memory
@@ -39,6 +41,8 @@ class Entry:
 class Ledger:
     """Entries, written to a JSON Lines file as they come; counts and a few examples stay in memory.
 
+    Whoever enters a text, secrets and personal data in it are replaced by their kind: a ledger is read and passed on.
+
     path: where to write, None for nowhere. append: go on with the file that is there.
     """
 
@@ -53,6 +57,7 @@ class Ledger:
             self._file = path.open("a" if append else "w", encoding="utf-8")
 
     def add(self, entry: Entry) -> None:
+        entry = replace(entry, before=masked(entry.before), after=masked(entry.after), fix=masked(entry.fix))
         key = (entry.action, entry.reason)
         self.counts[key] += 1
         if self.counts[key] <= KEPT_PLACES:

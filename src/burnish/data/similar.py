@@ -16,10 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
+from burnish.data.frames import Frames
+
 SHINGLE = 5  # characters
 HASHES = 64  # minima in a signature; the estimate of a Jaccard of 0.8 then has a standard error of 0.05
 SLACK = 0.15  # how far an estimate may fall below the limit before the pair is not looked at: three standard errors
-NEIGHBOURS = 128  # in one bucket, a text is compared with this many before it and with the first
+CROWD = 128  # texts in one bucket up to which each is compared with each
+NEIGHBOURS = 8  # in a larger one, a text is compared with this many before it and with the first
+SAMPLE = 2000  # prompts that tell what many share
 WORDS = 13
 RUNS_HELD = 20_000_000  # runs of words looked at in one pass
 BATCH = 1 << 20  # characters hashed at once
@@ -69,17 +73,16 @@ def jaccard(first: str, second: str) -> float:
 class Index:
     """What it takes to find equal and near texts among many, in about 300 bytes and the text's own for each.
 
-    An item is a text or several (a prompt and its answer). Their normal forms lie in one buffer of bytes, and signatures
-    in blocks of (items, 64) uint32, so that no Python object is kept for an item or a shingle.
+    An item is a prompt, or a prompt and its answer. Their normal forms lie in one buffer of bytes and their signatures in one
+    matrix, so that no Python object is kept for an item or a shingle. What many prompts begin or end with does not count for
+    their likeness (see `frames`).
     """
 
     def __init__(self) -> None:
         self._texts = bytearray()
         self._ends = array("Q")
         self._digests = array("Q")
-        self._signatures: list[NDArray[np.uint32]] = []
-        self._waiting: list[str] = []
-        self._waiting_characters = 0
+        self._frames: Frames | None = None
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -90,32 +93,48 @@ class Index:
         self._texts += normal.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._texts))
         self._digests.append(_digest(normal))
-        self._waiting.append(normal)
-        self._waiting_characters += len(normal) + SHINGLE
-        if self._waiting_characters >= BATCH:
-            self._sign()
+        self._frames = None
 
     def parts(self, number: int) -> list[str]:
         """The normalised texts of an item."""
         start = self._ends[number - 1] if number else 0
         return self._texts[start : self._ends[number]].decode("utf-8", "surrogatepass").split(_SEPARATOR)
 
+    def core(self, number: int) -> str:
+        """The normalised prompt of an item without the frame that it shares with many."""
+        return self.frames.core(self.parts(number)[0])
+
+    def likeness(self, one: int, other: int) -> float:
+        """Jaccard of two prompts, or of their cores where that is less."""
+        first, second = self.parts(one)[0], self.parts(other)[0]
+        return min(jaccard(first, second), jaccard(self.frames.core(first), self.frames.core(second)))
+
+    @property
+    def frames(self) -> Frames:
+        """What many of the prompts share, told from 2,000 of them, whatever their order."""
+        if self._frames is None:
+            _, firsts = np.unique(self.digests, return_index=True)  # by digest: a sample at random
+            self._frames = Frames.of({self.parts(number)[0] for number in firsts[:SAMPLE].tolist()})
+        return self._frames
+
     @property
     def digests(self) -> Hashes:
         """(items,) one fingerprint for each item."""
-        return np.frombuffer(self._digests, dtype=np.uint64) if self._digests else np.empty(0, np.uint64)
+        return np.frombuffer(self._digests.tobytes(), dtype=np.uint64)
 
     def signatures(self) -> NDArray[np.uint32]:
         """(items, 64) the minima of each item's shingles under 64 hash functions."""
-        self._sign()
-        if len(self._signatures) > 1:
-            self._signatures = [np.concatenate(self._signatures)]
-        return self._signatures[0] if self._signatures else np.empty((0, HASHES), np.uint32)
-
-    def _sign(self) -> None:
-        if self._waiting:
-            self._signatures.append(_minhash(self._waiting))
-            self._waiting, self._waiting_characters = [], 0
+        signatures = np.empty((len(self), HASHES), np.uint32)
+        waiting: list[str] = []
+        characters = 0
+        for number in range(len(self)):
+            prompt, *rest = self.parts(number)
+            waiting.append(_SEPARATOR.join([self.frames.core(prompt), *rest]))
+            characters += len(waiting[-1]) + SHINGLE
+            if characters >= BATCH or number + 1 == len(self):
+                signatures[number + 1 - len(waiting) : number + 1] = _minhash(waiting)
+                waiting, characters = [], 0
+        return signatures
 
 
 def _minhash(texts: Sequence[str]) -> NDArray[np.uint32]:
@@ -138,28 +157,40 @@ def _minhash(texts: Sequence[str]) -> NDArray[np.uint32]:
 
 
 def candidates(
-    signatures: NDArray[np.uint32], near: float, *, among: Numbers | None = None, left: int | None = None
+    signatures: NDArray[np.uint32],
+    near: float,
+    *,
+    among: Numbers | None = None,
+    sides: Numbers | None = None,
+    salt: Hashes | None = None,
 ) -> Iterator[tuple[Numbers, Numbers]]:
     """Pairs of items that may be at least `near` alike, as two equal arrays of numbers, the lower number first.
 
     Banded: two items meet where 4 neighbouring minima are equal (3 where near < 0.7), which finds 99.9% of the pairs at
     a Jaccard of 0.8 (94% at 0.5), and their estimate must come near the limit. among: the items to look at, ascending;
-    all of them by default. left: where given, only pairs of one item below that number and one from it on.
+    all of them by default. sides: (items,) where given, only pairs whose sides differ. salt: (items,) where given, only
+    pairs whose salt is equal.
     """
     size = 4 if near >= 0.7 else 3
     numbers = np.arange(len(signatures)) if among is None else among
     for band in range(HASHES // size):
         keys = _band_keys(signatures[:, band * size : (band + 1) * size])
-        met = numbers if left is None else _on_both_sides(numbers, keys, left)
+        if salt is not None:
+            keys ^= salt
+        met = numbers if sides is None else _on_several_sides(numbers, keys, sides)
         order = met[np.argsort(keys[met], kind="stable")]
         for one, other in _bucket_pairs(order, keys[order]):
-            first, second = np.minimum(one, other), np.maximum(one, other)
-            if left is not None:
-                across = (first < left) & (second >= left)
-                first, second = first[across], second[across]
+            first, second = _across(np.minimum(one, other), np.maximum(one, other), sides)
             alike = _estimates(signatures, first, second) >= near - SLACK
             if alike.any():
                 yield first[alike], second[alike]
+
+
+def _across(first: Numbers, second: Numbers, sides: Numbers | None) -> tuple[Numbers, Numbers]:
+    if sides is None:
+        return first, second
+    across = sides[first] != sides[second]
+    return first[across], second[across]
 
 
 def _band_keys(minima: NDArray[np.uint32]) -> Hashes:
@@ -170,20 +201,24 @@ def _band_keys(minima: NDArray[np.uint32]) -> Hashes:
     return keys
 
 
-def _on_both_sides(numbers: Numbers, keys: Hashes, left: int) -> Numbers:
-    """The items whose key stands on both sides, shuffled, so that neighbours in a large bucket come from both."""
-    shared = np.intersect1d(keys[:left], keys[left:])
-    return np.random.default_rng(0).permutation(numbers[np.isin(keys[numbers], shared)])
+def _on_several_sides(numbers: Numbers, keys: Hashes, sides: Numbers) -> Numbers:
+    """The items whose key stands on several sides, shuffled, so that neighbours in a large bucket come from all of them."""
+    order = numbers[np.lexsort((sides[numbers], keys[numbers]))]
+    changes = np.flatnonzero(np.diff(keys[order])) + 1
+    starts, ends = np.append(0, changes), np.append(changes, len(order))
+    if not len(order):
+        return order
+    mixed = sides[order[starts]] != sides[order[ends - 1]]
+    return np.random.default_rng(0).permutation(order[np.repeat(mixed, ends - starts)])
 
 
 def _bucket_pairs(order: Numbers, keys: Hashes) -> Iterator[tuple[Numbers, Numbers]]:
-    """Pairs within runs of equal keys: each item with those up to 128 places before it, and with the first of its run."""
-    yield from _lagged(order, keys, NEIGHBOURS)
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    places = np.arange(len(keys))
-    leaders = starts[np.searchsorted(starts, places, side="right") - 1]
-    far = places - leaders > NEIGHBOURS
-    yield order[leaders[far]], order[places[far]]
+    """Pairs within runs of equal keys: all of them, but in a run of more than 128 only neighbours, and each with the first."""
+    _, starts, place, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    crowded = counts[place] > CROWD
+    yield from _lagged(order[~crowded], keys[~crowded], CROWD)
+    yield from _lagged(order[crowded], keys[crowded], NEIGHBOURS)
+    yield order[starts[place]][crowded], order[crowded]
 
 
 def _lagged(order: Numbers, keys: Hashes, longest: int) -> Iterator[tuple[Numbers, Numbers]]:
@@ -206,33 +241,34 @@ def _estimates(signatures: NDArray[np.uint32], first: Numbers, second: Numbers) 
 
 def distinct_pairs(pairs: Iterator[tuple[Numbers, Numbers]], items: int) -> Iterator[tuple[int, int]]:
     """Each pair once, ordered by its second number and then its first."""
-    codes = [second * np.int64(items) + first for first, second in pairs]
-    for code in np.unique(np.concatenate(codes)) if codes else ():
+    codes = np.empty(0, np.int64)
+    waiting: list[Numbers] = []
+    for first, second in pairs:
+        waiting.append(second * np.int64(items) + first)
+        if sum(map(len, waiting)) > len(codes) + BATCH:
+            codes, waiting = np.unique(np.concatenate([codes, *waiting])), []
+    for code in np.unique(np.concatenate([codes, *waiting])):
         second, first = divmod(int(code), items)
-        yield first, second
+        if first != second:
+            yield first, second
 
 
-def shared_runs(index: Index, *, left: int | None = None) -> Iterator[tuple[Numbers, Numbers]]:
-    """Pairs of items whose first texts share a run of 13 words, as `candidates` gives them.
+def shared_runs(index: Index, *, sides: Numbers | None = None) -> Iterator[tuple[Numbers, Numbers]]:
+    """Pairs of items whose prompts share a run of 13 words, as `candidates` gives them.
 
-    A run that stands in more than 10 texts and in more than one of a thousand is boilerplate, such as an instruction that
-    recurs, and says nothing. Without `left`, the items that share a run are given as a chain, enough to join them.
+    A run that stands in more than 10 texts and in more than one of a thousand is boilerplate, such as a signature, and says
+    nothing. Without `sides`, the items that share a run are given as a chain, enough to join them.
     """
     limit = max(10, len(index) // 1000)
-    parts = 1 + sum(map(_count_words, _first_texts(index))) // RUNS_HELD
+    parts = 1 + sum(_count_words(index.core(number)) for number in range(len(index))) // RUNS_HELD
     for part in range(parts):  # each takes the runs whose hash falls to it, so that memory stays bounded
         runs, owner = _runs_of_words(index, part, parts)
         _, place, counts = np.unique(runs, return_inverse=True, return_counts=True)
         telling = (counts[place] > 1) & (counts[place] <= limit)
         runs, owner = runs[telling], owner[telling]
         order = np.argsort(runs, kind="stable")
-        for first, second in _lagged(owner[order], runs[order], limit if left is not None else 1):
-            across = slice(None) if left is None else (first < left) & (second >= left)
-            yield first[across], second[across]
-
-
-def _first_texts(index: Index) -> Iterator[str]:
-    return (index.parts(number)[0] for number in range(len(index)))
+        for first, second in _lagged(owner[order], runs[order], limit if sides is not None else 1):
+            yield _across(first, second, sides)
 
 
 def _count_words(text: str) -> int:
@@ -244,8 +280,8 @@ def _runs_of_words(index: Index, part: int, parts: int) -> tuple[Hashes, Numbers
     found: list[tuple[Hashes, Numbers]] = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
     words: list[int] = []
     owners: list[int] = []
-    for number, text in enumerate(_first_texts(index)):
-        if _count_words(text) >= WORDS:
+    for number in range(len(index)):
+        if _count_words(text := index.core(number)) >= WORDS:
             hashes = list(map(hash, text.split()))
             words += hashes
             owners += [number] * len(hashes)

@@ -8,6 +8,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from burnish.data.dedup import Match, find_matches, near_pairs
@@ -61,7 +62,7 @@ def split_rows(
 
     validation, test: a share below 1, or a number of rows; 0 for none. Rows of one value of the column `group_by`, and rows whose
     prompts are equal, near (Jaccard 0.8) or share 13 words, stay together. stratify: each answer (a label) has its share in
-    every split. Raises RecipeError where a row lacks the column.
+    every split. Raises RecipeError where a row lacks the column, and where the sizes cannot be had.
     """
     sizes = {
         name: round(size * len(rows)) if size < 1 else int(size)
@@ -74,7 +75,7 @@ def split_rows(
             expected="some rows left to train on",
             hint="--set data.validation=0.1 --set data.test=0.1",
         )
-    strata: dict[str, list[list[int]]] = defaultdict(list)
+    strata: dict[str, list[list[int]]] = defaultdict(list)  # components by label
     for component in _components(rows, group_by):
         strata[rows[component[0]].answer_text() if stratify else ""].append(component)
     chosen: dict[str, set[int]] = {"test": set(), "validation": set()}
@@ -86,6 +87,9 @@ def split_rows(
         for name, size in sizes.items():
             owed[name] += size * count / len(rows)
             components = _fill(components, chosen[name], owed, name, keep=1 if stratify else 0)
+    for name, size in sizes.items():
+        if size and not chosen[name]:
+            raise _too_tied(name, size, max(map(len, chain.from_iterable(strata.values()))), len(rows), group_by)
     held_out = chosen["test"] | chosen["validation"]
     return Splits(
         [row for number, row in enumerate(rows) if number not in held_out],
@@ -106,6 +110,15 @@ def _fill(
         else:
             left.append(component)
     return left
+
+
+def _too_tied(name: str, size: int, largest: int, rows: int, group_by: str | None) -> RecipeError:
+    return RecipeError(
+        f"no row can be held out: {largest} of {rows} rows belong together, by their {group_by or 'likeness'}",
+        where=f"data.{name}",
+        expected=f"rows that can be told apart, of which {size} are held out",
+        hint=f"--set data.{name}=FILE   takes other rows",
+    )
 
 
 def _components(rows: Sequence[Row], group_by: str | None) -> list[list[int]]:
@@ -150,26 +163,18 @@ def guard(splits: Splits, policy: Literal["block", "drop"], ledger: Ledger) -> G
     policy: "block" raises DataGuardError for equal rows, shared runs of 13 words and near rows; "drop" takes the copies out of
     train (or validation) and leaves the test as it is. Rows that are only alike (Jaccard 0.5 to 0.8) are told and kept.
     """
-    matches = [
-        *find_matches(splits.train, [*splits.validation, *splits.test]),
-        *find_matches(splits.validation, splits.test),
-    ]
+    matches = find_matches(splits.train, splits.validation, splits.test)
     surely = [match for match in matches if match.kind != "near"]
     if surely and policy == "block":
         raise _blocked(splits, matches, surely)
-    gone: set[tuple[str, int]] = set()
+    gone: dict[int, Match] = {}  # by the row itself: a line may hold several, and a file may be given twice
     for match in surely:
-        row = match.train
-        if (row.file, row.line) not in gone:
-            gone.add((row.file, row.line))
-            there = f"{match.held_out.where}: {masked(match.held_out.prompt_text())}"
-            fix = "nothing: the held-out row stays"
-            ledger.add(
-                Entry(row.file, row.line, "dropped", f"leak ({match.kind})", masked(row.prompt_text()), there, fix)
-            )
-    train, validation = (
-        [row for row in rows if (row.file, row.line) not in gone] for rows in (splits.train, splits.validation)
-    )
+        gone.setdefault(id(match.train), match)
+    for match in gone.values():
+        row, there = match.train, f"{match.held_out.where}: {match.held_out.prompt_text()}"
+        fix = "nothing: the held-out row stays"
+        ledger.add(Entry(row.file, row.line, "dropped", f"leak ({match.kind})", row.prompt_text(), there, fix))
+    train, validation = ([row for row in rows if id(row) not in gone] for rows in (splits.train, splits.validation))
     return Guarded(train, validation, splits.test, matches, hash_rows(splits.test))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from burnish.guards import Evidence, Verdict
 
+ON_PURPOSE = "left out by"  # rows that the recipe's `only` or `sample` leaves out are not bad
+
 
 class SmallOrBadData:
     number, mistake = 1, "small or bad data"
@@ -13,12 +15,14 @@ class SmallOrBadData:
         if not evidence.rows:
             return Verdict("not_run", "no data was read")
         limits = evidence.recipe.guards
-        rows, dropped = evidence.rows["train"], sum(evidence.dropped.values())
+        rows = evidence.rows["train"]
+        unwanted = sum(count for reason, count in evidence.dropped.items() if reason.startswith(ON_PURPOSE))
+        read, dropped = evidence.read - unwanted, sum(evidence.dropped.values()) - unwanted
         rare = {label: count for label, count in evidence.labels.items() if count < limits.min_rows_per_label}
         conflicts = evidence.noted.get("conflicting labels", 0)
         numbers = {
             "training_rows": rows,
-            "read": evidence.read,
+            "read": read,
             "dropped": dropped,
             "labels": len(evidence.labels),
             "rare_labels": rare,
@@ -39,13 +43,11 @@ class SmallOrBadData:
             problems.append(
                 (f"{conflicts} rows give one text two labels", "look for `conflicting labels` in ledger.jsonl")
             )
-        if dropped > 0.2 * max(evidence.read, 1):
-            problems.append(
-                (f"{dropped} of {evidence.read} rows had to be dropped", "burnish data check FILE   shows why")
-            )
+        if dropped > 0.2 * max(read, 1):
+            problems.append((f"{dropped} of {read} rows had to be dropped", "burnish data check FILE   shows why"))
         if problems:
             return Verdict("warn", "; ".join(found for found, _ in problems), numbers, problems[0][1])
-        return Verdict("pass", f"{rows} training rows, {dropped} of {evidence.read} read were dropped", numbers)
+        return Verdict("pass", f"{rows} training rows, {dropped} of {read} read were dropped", numbers)
 
 
 GUARD = SmallOrBadData()
