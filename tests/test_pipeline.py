@@ -202,6 +202,33 @@ def test_an_artifact_that_was_deleted_is_written_again(copied, recipe):
     assert (copied / "merged" / "model.safetensors").is_file()
 
 
+def test_an_artifact_of_an_earlier_recipe_does_not_stay(copied, recipe):
+    burnish.run(recipe, overrides={"deploy.export": ["adapter"]}, out=copied, quiet=True)
+    assert (copied / "adapter").is_dir()
+    assert not (copied / "merged").exists()
+
+
+def test_the_ledger_of_a_second_run_repeats_no_entry(go, tmp_path):
+    long = [{"prompt": "go on", "completion": "ok " * 50}]
+    folder, _ = go([*asked_and_answered(40), *long])
+    before = (folder / "ledger.jsonl").read_text(encoding="utf-8")
+    go([*asked_and_answered(40), *long])
+    assert "rows.jsonl" in before
+    assert (folder / "ledger.jsonl").read_text(encoding="utf-8") == before
+
+
+def test_rows_that_a_kill_left_half_written_are_not_taken_up(copied, recipe, monkeypatch):
+    from burnish.folder import Run
+
+    def killed(self, split, rows):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "write_rows", killed)
+        burnish.run(recipe, overrides={"data.test": 10}, out=copied, quiet=True)
+    assert status_of(burnish.run(recipe, out=copied, quiet=True))["clean"] == "done"
+
+
 def damage_by_truncation(path):
     path.write_bytes(path.read_bytes()[:-7])
 
@@ -345,9 +372,9 @@ def test_answers_and_plain_text_do_not_share_an_exam(go):
         go(rows)
 
 
-def test_a_plan_loads_no_weights_and_leaves_nothing(recipe, tmp_path, monkeypatch):
+def test_a_plan_loads_no_weights_and_leaves_nothing(recipe, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("burnish.parts.load_model", None)
     plan = burnish.plan(recipe)
-    assert plan.steps == 10
+    assert plan.steps == report_of(finished)["training"]["steps"]
     assert list(tmp_path.iterdir()) == []

@@ -75,6 +75,10 @@ class Run:
         write_text(self.folder / "steps" / f"{name}.json", json.dumps({"key": key, "result": result}, indent=1))
         return result
 
+    def forget(self, name: str) -> None:
+        """Let go of what a step kept, before what belongs to it is written anew."""
+        (self.folder / "steps" / f"{name}.json").unlink(missing_ok=True)
+
     def write_rows(self, split: str, rows: Sequence[Row]) -> None:
         """Keep the rows of a split with the place that each came from."""
         lines = (json.dumps({"place": [row.file, row.line], "row": row.as_json()}) for row in rows)
@@ -122,6 +126,12 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(fresh)
         raise
+
+
+def cut_back(path: Path, size: int) -> None:
+    """Drop what was appended to a file after its first `size` bytes."""
+    if path.exists() and path.stat().st_size > size:
+        os.truncate(path, size)
 
 
 def now() -> str:

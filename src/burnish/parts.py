@@ -93,13 +93,15 @@ def load_net(recipe: Recipe, chosen: Chosen, settings: memory.Settings) -> Net:
 
 
 @contextlib.contextmanager
-def base_of(net: Net, chosen: Chosen) -> Iterator[Net]:
+def base_of(recipe: Recipe, chosen: Chosen, net: Net) -> Iterator[Net]:
     """The model as it was before tuning: an adapter switched off is exactly that; full weights are loaded anew."""
     if hasattr(net.model, "disable_adapter"):
         with net.model.disable_adapter():
             yield net
         return
-    base = on_device(lambda: load_model(chosen.source, dtype=torch.float32), net.device)
+    base = on_device(
+        lambda: load_model(chosen.source, dtype=torch.float32, trust_remote_code=recipe.trust_remote_code), net.device
+    )
     yield Net(base, precision=net.precision)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from burnish.errors import DataGuardError, RowError
 from burnish.evaluate.report import write_html
 from burnish.evaluate.runner import Exam, Sitting, check_answerable, compare, make_items
 from burnish.evaluate.verdict import judge
-from burnish.folder import Run, files_key, key_of, now, write_text
+from burnish.folder import Run, cut_back, files_key, key_of, now, write_text
 from burnish.guards import Evidence, check_all
 from burnish.model.adapt import trained_groups, trained_parameters
 from burnish.model.load import find_model, load_config, load_tokenizer
@@ -126,25 +127,26 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
         key = key_of(
             chosen.key, recipe.data.model_dump(), recipe.guards.leakage.action, recipe.task.kind, recipe.train.seed
         )
+        ledger_file = run.folder / "ledger.jsonl"
         kept = run.kept("clean", key)
         if kept is None:
-            with Ledger(run.folder / "ledger.jsonl") as ledger:
-                control = [token.content for token in chosen.tokenizer.added_tokens_decoder.values()]
+            with Ledger(ledger_file) as ledger:
+                control = [one.content for one in chosen.tokenizer.added_tokens_decoder.values() if one.special]
                 try:
                     prepared = prepare(recipe, ledger, special_tokens=control, kinds=chosen.objective.rows)
                 except DataGuardError as error:
                     run.learn(rows=error.rows, matches=error.matches)
                     raise
             guarded = prepared.guarded
-            kept = run.keep(
-                "clean",
-                key,
-                {**counted(prepared.read, ledger), "matches": [match.as_json() for match in guarded.matches]},
-            )
+            run.forget("clean")  # rows that a kill leaves half written belong to no recipe
             for split in ("train", "validation", "test"):
                 run.write_rows(split, getattr(guarded, split))
+            matches = [match.as_json() for match in guarded.matches]
+            found = {**counted(prepared.read, ledger), "matches": matches, "ledger_bytes": ledger_file.stat().st_size}
+            kept = run.keep("clean", key, found)
         else:
             record["status"] = "reused"
+            cut_back(ledger_file, kept["ledger_bytes"])  # tokenizing enters its rows anew
             guarded = Guarded.restored(
                 {split: run.read_rows(split) for split in ("train", "validation", "test")}, kept["matches"]
             )
@@ -300,7 +302,7 @@ def train(
         )
         store = Store(run.folder / "checkpoints", key)
         kept = run.kept("train", key)
-        if kept is None:
+        if kept is None or not store.is_whole(kept["best_step"]):
             session = Session(
                 net=net,
                 tasks={TASK: (chosen.objective, 1.0)},
@@ -351,7 +353,7 @@ def evaluate(
         kept = run.kept("evaluate", key)
         if kept is None:
             tuned = sit(run, exam, trained.net, tokenized, "tuned")
-            with base_of(trained.net, chosen) as base_net:
+            with base_of(recipe, chosen, trained.net) as base_net:
                 base = sit(run, exam, base_net, tokenized, "base")
             kept = run.keep("evaluate", key, compare(exam, base, tuned, seed=recipe.train.seed))
         else:
@@ -374,6 +376,8 @@ def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, train
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):
             groups = (tokenized.test.groups or tokenized.train.groups)[:PARITY_ITEMS]
             fixed = [group[0].ids for group in groups]
+            for name in {"adapter", "merged"} - set(wanted):  # what another recipe left there is not this model
+                shutil.rmtree(run.folder / name, ignore_errors=True)
             parity = export(trained.net.model, tokenized.chat, chosen.source, run.folder, wanted, fixed)
             kept = run.keep("deploy", key, parity)
         else:

@@ -29,6 +29,15 @@ def test_batched_answers_equal_those_of_each_prompt_alone(architecture, make_mod
     assert found == [[token for token in ids if token != tokenizer.eos_token_id] for ids in alone]
 
 
+def test_padding_with_the_end_token_hides_the_padding_and_no_end_token_of_a_prompt(make_model, make_tokenizer, prompts):
+    tokenizer = make_tokenizer(pad="<|im_end|>")
+    end = tokenizer.eos_token_id
+    talks = [[*prompt, end, 10, *prompt] for prompt in prompts]
+    model = make_model()
+    found = [answers[0].ids for answers in Sampler(model, tokenizer, {end}).sample(talks, max_new_tokens=8)]
+    assert found == [[token for token in greedy(model, talk, 8, {end}) if token != end] for talk in talks]
+
+
 def test_an_answer_ends_at_the_first_end_token(make_model, tokenizer, prompts):
     model = make_model()
     free = [greedy(model, prompt, 12, {tokenizer.eos_token_id}) for prompt in prompts]

@@ -8,7 +8,6 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal
 
 from burnish.data.dedup import Match, find_matches, near_pairs
@@ -64,37 +63,53 @@ def split_rows(
     prompts are equal, near (Jaccard 0.8) or share 13 words, stay together. stratify: each answer (a label) has its share in
     every split. Raises RecipeError where a row lacks the column, and where the sizes cannot be had.
     """
-    sizes = {
-        name: round(size * len(rows)) if size < 1 else int(size)
-        for name, size in (("test", test), ("validation", validation))
-    }
-    if sum(sizes.values()) >= max(len(rows), 1):
+    sizes = {"test": _size(test, len(rows)), "validation": _size(validation, len(rows))}
+    if min(sizes.values()) < 0 or sum(sizes.values()) >= max(len(rows), 1):
         raise RecipeError(
-            f"{sizes['validation']} rows to validate and {sizes['test']} to test are as many as there are, {len(rows)}",
+            f"{sizes['validation']} rows to validate and {sizes['test']} to test, of {len(rows)}",
             where="data.validation, data.test",
-            expected="some rows left to train on",
+            expected="none below 0, and some rows left to train on",
             hint="--set data.validation=0.1 --set data.test=0.1",
         )
-    strata: dict[str, list[list[int]]] = defaultdict(list)  # components by label
-    for component in _components(rows, group_by):
-        strata[rows[component[0]].answer_text() if stratify else ""].append(component)
-    chosen: dict[str, set[int]] = {"test": set(), "validation": set()}
-    owed = dict.fromkeys(sizes, 0.0)  # fractions of rows that a small label could not give are carried on to the next
-    for label in sorted(strata):
-        components = strata[label]
-        random.Random(f"{seed}/{label}").shuffle(components)
-        count = sum(map(len, components))
-        for name, size in sizes.items():
-            owed[name] += size * count / len(rows)
-            components = _fill(components, chosen[name], owed, name, keep=1 if stratify else 0)
+    components = _components(rows, group_by)
+    chosen = _choose(components, [row.answer_text() if stratify else "" for row in rows], sizes, seed)
     for name, size in sizes.items():
         if size and not chosen[name]:
-            raise _too_tied(name, size, max(map(len, chain.from_iterable(strata.values()))), len(rows), group_by)
+            largest = max(map(len, components))
+            raise RecipeError(
+                f"no row can be held out: {largest} of {len(rows)} rows belong together, by their {group_by or 'likeness'}",
+                where=f"data.{name}",
+                expected=f"rows that can be told apart, of which {size} are held out",
+                hint=f"--set data.{name}=FILE   takes other rows",
+            )
     held_out = chosen["test"] | chosen["validation"]
     return Splits(
         [row for number, row in enumerate(rows) if number not in held_out],
         *([rows[number] for number in sorted(chosen[name])] for name in ("validation", "test")),
     )
+
+
+def _size(size: float, rows: int) -> int:
+    return round(size * rows) if size < 1 else int(size)
+
+
+def _choose(
+    components: list[list[int]], labels: Sequence[str], sizes: Mapping[str, int], seed: int
+) -> dict[str, set[int]]:
+    """The rows of each held-out split. labels: of each row; every label gives its share to every split."""
+    strata: dict[str, list[list[int]]] = defaultdict(list)
+    for component in components:
+        strata[labels[component[0]]].append(component)
+    chosen: dict[str, set[int]] = {name: set() for name in sizes}
+    owed = dict.fromkeys(sizes, 0.0)  # fractions of rows that a small label could not give are carried on to the next
+    for label in sorted(strata):
+        left = strata[label]
+        random.Random(f"{seed}/{label}").shuffle(left)
+        count = sum(map(len, left))
+        for name, size in sizes.items():
+            owed[name] += size * count / len(labels)
+            left = _fill(left, chosen[name], owed, name, keep=1 if len(strata) > 1 else 0)
+    return chosen
 
 
 def _fill(

@@ -104,17 +104,16 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, bend: Callable[[Tensor], Tensor]
     ) -> Tensor:
         raw = F.linear(hidden.to(weight.dtype), weight, bias).float()  # (N,V)
-        logits = bend(raw)
-        log_norm = logits.logsumexp(-1)  # (N,)
-        logp = logits.gather(-1, targets[:, None])[:, 0] - log_norm
+        every = bend(raw).log_softmax(-1)
+        logp = every.gather(-1, targets[:, None])[:, 0]
         if ctx.needs_input_grad[0]:
-            slope = logits.sub_(log_norm[:, None]).exp_().neg_()  # onehot - softmax, in place
-            slope[torch.arange(len(targets), device=slope.device), targets] += 1
+            slope = every.exp_()  # softmax - onehot, in place: the sign is turned where there is less of it
+            slope[torch.arange(len(targets), device=slope.device), targets] -= 1
             if bend is not _straight:
                 with torch.enable_grad():
                     leaf = raw.detach().requires_grad_()
                     (slope,) = torch.autograd.grad(bend(leaf), leaf, slope)
-            ctx.save_for_backward((slope.to(weight.dtype) @ weight).to(hidden.dtype))
+            ctx.save_for_backward((slope.to(weight.dtype) @ weight).to(hidden.dtype).neg_())
         return logp
 
     @staticmethod

@@ -46,6 +46,8 @@ def write_merged(model: Any, tokenizer: Any, folder: Path, *, end_ids: Collectio
 def _whole(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `folder` when the block ends well."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}-*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         yield fresh
@@ -114,12 +116,22 @@ def check_parity(
     return {"prompts": len(sequences), "status": "pass", "differences": differences, "largest_difference": largest}
 
 
-def load_adapter(folder: Path, source: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The base model with the adapter of a folder, as PEFT loads it. dtype: what the base was held in; it computes in float32."""
+def load_adapter(folder: Path, source: str) -> Any:
+    """The base model with the adapter of a folder, as PEFT loads it, in float32."""
     from peft import PeftModel
 
     with quiet():
-        return PeftModel.from_pretrained(load_model(source, dtype=dtype).float(), str(folder))
+        return PeftModel.from_pretrained(load_model(source, dtype=torch.float32), str(folder))
+
+
+def restore_base(model: Any, source: str) -> None:
+    """Give the frozen weights of a model with an adapter back the digits that the run's precision took from them."""
+    published = load_model(source, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" not in name:
+                own = name.removeprefix("base_model.model.").replace(".base_layer", "")
+                parameter.copy_(published.get_parameter(own))
 
 
 def export(
@@ -127,15 +139,19 @@ def export(
 ) -> dict[str, Any]:
     """Write the wanted artefacts and hold each against the model in memory, which is merged afterwards where `merged` was wanted.
 
+    The artefacts stand on the base model as it was published; where the run held it in fewer digits, it gets them back first.
     fixed: the token ids that are replayed through each. Returns what parity found.
     """
     held = next(p.dtype for name, p in model.named_parameters() if "lora_" not in name)
     saved = _dtype_of(source)  # what the model came in, not what it was held in
-    expected = replay(model.float(), fixed)
+    model.float()
+    if held not in (torch.float32, saved):
+        restore_base(model, source)
+    expected = replay(model, fixed)
     loaders: dict[Path, Callable[[], Any]] = {}
     if "adapter" in wanted:
         adapter = write_adapter(model, chat.tokenizer, folder / "adapter")
-        loaders[adapter] = lambda: load_adapter(adapter, source, held)
+        loaders[adapter] = lambda: load_adapter(adapter, source)
     if "merged" in wanted:
         merged = write_merged(model, chat.tokenizer, folder / "merged", end_ids=chat.end_ids, dtype=saved)
         loaders[merged] = lambda: load_model(str(merged), dtype=torch.float32)
