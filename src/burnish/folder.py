@@ -64,11 +64,10 @@ class Run:
     def kept(self, name: str, key: str) -> dict[str, Any] | None:
         """What a step kept under this key, or None."""
         path = self.folder / "steps" / f"{name}.json"
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found.get("key") == key:
-                result: dict[str, Any] = found["result"]
-                return result
+        with contextlib.suppress(OSError, ValueError):
+            match json.loads(path.read_text(encoding="utf-8")):
+                case {"key": found, "result": dict(result)} if found == key:
+                    return result
         return None
 
     def keep(self, name: str, key: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -143,12 +142,14 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "report.json"
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(report, dict) or not report.keys() >= {"verdict", "created", "steps"}:
+            raise ValueError("this is no report of a run")
         return report
     except OSError as error:
         raise CheckpointError(
             "this is no run", where=str(folder), expected="a folder with report.json", hint="burnish runs   lists them"
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CheckpointError(
             f"it is damaged: {error}", where=str(path), hint="burnish run RECIPE   writes it again"
         ) from error

@@ -47,6 +47,18 @@ def test_the_first_of_equal_looks_is_best():
     assert validate.best.step == 2
 
 
+def test_a_metric_that_differs_within_its_noise_leaves_it_to_the_loss():
+    first = Validation(0, 2.0, 0.50, {}, [], [1.0, 0.0, 1.0, 0.0])
+    second = Validation(3, 1.0, 0.25, {}, [], [0.0, 0.0, 0.0, 1.0])
+    assert Validate(look_at, frozenset(), 3, [first, second]).best is second
+
+
+def test_a_metric_that_is_clearly_better_wins_against_a_higher_loss():
+    first = Validation(0, 1.0, 0.0, {}, [], [0.0] * 16)
+    second = Validation(3, 2.0, 0.75, {}, [], [1.0] * 12 + [0.0] * 4)
+    assert Validate(look_at, frozenset(), 3, [first, second]).best is second
+
+
 def test_a_look_whose_weights_are_lost_is_not_the_best():
     validate = Validate(look_at, frozenset(), 3, [look_at(2, 0.9), look_at(4, 0.5)], lost={2})
     assert validate.best.step == 4

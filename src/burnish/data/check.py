@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from burnish.data.clean import clean_rows
 from burnish.data.dedup import (
     NEAR,
+    are_labels,
     drop_duplicates,
     find_conflicts,
     find_duplicates,
@@ -72,6 +74,7 @@ def check(sources: Sources, *, columns: Mapping[str, str] | None = None) -> Chec
     places: list[tuple[str, int]] = []
     lengths: dict[str, Counter[int]] = {"prompt": Counter(), "answer": Counter()}
     values: dict[str, set[str]] = {}
+    graded = False
     for row in clean_rows(read_rows(files, ledger, columns=columns), ledger):
         index.add(row.prompt_text(), whole_answer(row))
         places.append((row.file, row.line))
@@ -79,16 +82,18 @@ def check(sources: Sources, *, columns: Mapping[str, str] | None = None) -> Chec
         if len(found.first) < FIRST_ROWS:
             found.first.append(row)
         _count(row, found.labels, lengths, values)
+        graded = graded or (isinstance(row, Labelled) and isinstance(row.label, float))
     found.rows = len(places)
     found.words = {side: _spread(counts) for side, counts in lengths.items()}
     found.columns = {name: len(seen) for name, seen in values.items()}
-    if not (recur(found.labels) or set(found.kinds) == {Labelled.kind}):
+    labelled = recur(found.labels) or set(found.kinds) == {Labelled.kind}
+    if graded or not labelled or len(found.labels) > LABELS_HELD:
         found.labels.clear()
     duplicates = find_duplicates(index)
     found.duplicates = len(duplicates)
-    report_duplicates(duplicates, index, places, ledger)
+    report_duplicates(duplicates, places, ledger)
     if found.labels:
-        report_conflicts(find_conflicts(index), index, places, ledger)
+        report_conflicts(find_conflicts(index), places, ledger)
     found.findings = ledger.findings()
     found.examples = [asdict(entry) for entry in ledger.examples]
     return found
@@ -135,21 +140,13 @@ def write_clean(
     ledger_path = out.with_suffix(".ledger.jsonl")
     files = as_list(sources)
     _refuse_loss(files, [out, ledger_path], overwrite)
-    read = 0
-
-    def counted(rows: Iterable[Row]) -> Iterator[Row]:
-        nonlocal read
-        for row in rows:
-            read += 1
-            yield row
-
-    with Ledger(ledger_path) as ledger:
+    with _fresh(ledger_path) as fresh, Ledger(fresh) as ledger:
         rows = drop_duplicates(
-            clean_rows(counted(read_rows(files, ledger, columns=columns)), ledger, redact=redact), ledger, near
+            clean_rows(read_rows(files, ledger, columns=columns), ledger, redact=redact), ledger, near
         )
     write_rows(out, rows)
     return {
-        "read": read,
+        "read": len(rows) + ledger.dropped,
         "written": len(rows),
         "out": str(out),
         "ledger": str(ledger_path),
@@ -176,10 +173,10 @@ def write_split(
     paths = {name: folder / f"{name}.jsonl" for name in ("train", "validation", "test")}
     files = as_list(sources)
     _refuse_loss(files, [*paths.values(), folder / "ledger.jsonl"], overwrite)
-    with Ledger(folder / "ledger.jsonl") as ledger:
+    with _fresh(folder / "ledger.jsonl") as fresh, Ledger(fresh) as ledger:
         rows = list(read_rows(files, ledger, columns=columns))
-    stratify = recur(Counter(row.answer_text() for row in rows)) or all(isinstance(row, Labelled) for row in rows)
-    splits = split_rows(rows, validation=validation, test=test, group_by=group_by, stratify=stratify, seed=seed)
+        stratify = are_labels(rows)
+        splits = split_rows(rows, validation=validation, test=test, group_by=group_by, stratify=stratify, seed=seed)
     for name, path in paths.items():
         write_rows(path, getattr(splits, name))
     return {"rows": {name: len(getattr(splits, name)) for name in paths}, "out": str(folder)}
@@ -187,11 +184,20 @@ def write_split(
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSON Lines in the format that `sources` reads back."""
+    with _fresh(path) as fresh, fresh.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row.as_json(), ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextmanager
+def _fresh(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place once all is written, and goes where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.writing")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row.as_json(), ensure_ascii=False) + "\n" for row in rows)
-    fresh.replace(path)
+    try:
+        yield fresh
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def as_list(sources: Sources) -> list[str]:
@@ -199,8 +205,9 @@ def as_list(sources: Sources) -> list[str]:
 
 
 def _refuse_loss(files: Sequence[str], written: Sequence[Path], overwrite: bool) -> None:
+    read = {Path(name).resolve() for file in files for name in (file, file.rpartition("#")[0]) if name}
     for path in written:
-        if any(Path(name.partition("#")[0]).resolve() == path.resolve() for name in files):
+        if path.resolve() in read:
             raise RowError("the file to write is the file to read", where=str(path), hint="-o another name")
         if path.exists() and not overwrite:
             raise RowError("there is such a file already", where=str(path), hint="--force   writes over it")

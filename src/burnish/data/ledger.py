@@ -73,6 +73,11 @@ class Ledger:
         """How many entries of this action there are, by reason, the most frequent first."""
         return {reason: count for (did, reason), count in self.counts.most_common() if did == action}
 
+    @property
+    def dropped(self) -> int:
+        """How many rows are gone: those that were read are these and those that are left."""
+        return sum(self.by_reason("dropped").values())
+
     def findings(self) -> list[dict[str, object]]:
         """One record for each reason: kind, action, count, the first places, and the fix."""
         return [

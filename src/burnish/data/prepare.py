@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,10 +31,9 @@ def prepare(recipe: Recipe, ledger: Ledger, *, special_tokens: Collection[str], 
     Raises RowError, RecipeError or DataGuardError.
     """
     data = recipe.data
-    counter: Counter[str] = Counter()
 
     def rows_of(files: Sequence[str]) -> Iterator[Row]:
-        rows = _counted(read_rows(files, ledger, columns=data.columns), counter)
+        rows = read_rows(files, ledger, columns=data.columns)
         return clean_rows(_only(rows, data.only, ledger), ledger, special_tokens=special_tokens, redact=data.redact)
 
     pool = drop_duplicates(rows_of(data.train), ledger, near=data.near_duplicates)
@@ -51,8 +49,9 @@ def prepare(recipe: Recipe, ledger: Ledger, *, special_tokens: Collection[str], 
             split: _sample(rows, max(8, data.sample // 4), recipe.train.seed, ledger) for split, rows in given.items()
         }
     _check(pool, given, kinds, recipe)
-    splits = _split(pool, given, data, recipe)
-    return Prepared(guard(splits, recipe.guards.leakage.action, ledger), counter["read"])
+    guarded = guard(_split(pool, given, data, recipe), recipe.guards.leakage.action, ledger)
+    left = len(guarded.train) + len(guarded.validation) + len(guarded.test)
+    return Prepared(guarded, left + ledger.dropped)
 
 
 def _split(pool: list[Row], given: Mapping[str, list[Row]], data: Data, recipe: Recipe) -> Splits:
@@ -67,12 +66,6 @@ def _split(pool: list[Row], given: Mapping[str, list[Row]], data: Data, recipe: 
         seed=recipe.train.seed,
     )
     return Splits(splits.train, given.get("validation", splits.validation), given.get("test", splits.test))
-
-
-def _counted(rows: Iterable[Row], counter: Counter[str]) -> Iterator[Row]:
-    for row in rows:
-        counter["read"] += 1
-        yield row
 
 
 def _only(rows: Iterable[Row], only: Mapping[str, Sequence[str]], ledger: Ledger) -> Iterator[Row]:

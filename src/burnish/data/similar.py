@@ -248,9 +248,9 @@ def distinct_pairs(pairs: Iterator[tuple[Numbers, Numbers]], items: int) -> Iter
         if sum(map(len, waiting)) > len(codes) + BATCH:
             codes, waiting = np.unique(np.concatenate([codes, *waiting])), []
     for code in np.unique(np.concatenate([codes, *waiting])):
-        second, first = divmod(int(code), items)
-        if first != second:
-            yield first, second
+        later, earlier = divmod(int(code), items)
+        if earlier != later:
+            yield earlier, later
 
 
 def shared_runs(index: Index, *, sides: Numbers | None = None) -> Iterator[tuple[Numbers, Numbers]]:

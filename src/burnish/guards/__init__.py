@@ -27,6 +27,11 @@ class Verdict:
     fix: str = ""
 
 
+def not_reached(found: str) -> Verdict:
+    """The verdict of a guard whose step of the run was never done."""
+    return Verdict("not_run", found, fix="burnish run RECIPE   goes on from where the run ended")
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a run knows when its guards are asked. Each part is None (or empty) until its step was done.

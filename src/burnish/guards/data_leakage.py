@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from burnish.data.split import by_kind
-from burnish.guards import Evidence, Verdict
+from burnish.guards import Evidence, Verdict, not_reached
 
 SHOWN = 10
 
@@ -18,7 +18,7 @@ class DataLeakage:
         Rephrased leaks pass n-grams (arXiv 2311.04850): this guard cannot see those.
         """
         if not evidence.rows:
-            return Verdict("not_run", "no data was split")
+            return not_reached("no data was split")
         surely = [match for match in evidence.matches if match.kind != "near"]
         near = len(evidence.matches) - len(surely)
         held_out = evidence.rows.get("validation", 0) + evidence.rows.get("test", 0)

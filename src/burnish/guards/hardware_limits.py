@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from burnish.guards import Evidence, Verdict
+from burnish.guards import Evidence, Verdict, not_reached
 
 GIB = 2**30
 
@@ -14,7 +14,7 @@ class HardwareLimits:
         """Holds the memory that was predicted against what there is, and against what the run took."""
         plan = evidence.plan
         if plan is None:
-            return Verdict("not_run", "nothing was planned")
+            return not_reached("nothing was planned")
         peak = (evidence.training or {}).get("peak_memory_bytes")
         needed, available = plan["memory"]["total"], plan["memory_available"]
         numbers = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from burnish.guards import Evidence, Verdict
+from burnish.guards import Evidence, Verdict, not_reached
 
 
 class NoEvaluation:
@@ -12,7 +12,7 @@ class NoEvaluation:
         """Passes where base and tuned answered the locked test; whether tuned won is the run's verdict, not this guard's."""
         evaluation = evidence.evaluation
         if evaluation is None:
-            return Verdict("not_run", "base and tuned were not compared", fix="burnish run RECIPE")
+            return not_reached("base and tuned were not compared")
         numbers = {key: evaluation[key] for key in ("metric", "n", "base", "tuned", "delta", "ci95", "p_value")}
         low, high = evaluation["ci95"]
         gain = f"{evaluation['delta']:+.3f} (95% {low:+.3f} to {high:+.3f})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from burnish.guards import Evidence, Verdict
+from burnish.guards import Evidence, Verdict, not_reached
 
 PERSONAL = ("secret", "personal data")
 
@@ -14,7 +14,7 @@ class NoPreprocessing:
         """Judges the token ids that will be trained: answers only, end token among them, hardly any cut, nothing private."""
         tokens = evidence.tokens
         if tokens is None:
-            return Verdict("not_run", "no data was tokenized")
+            return not_reached("no data was tokenized")
         limit = evidence.recipe.guards.max_truncated
         cut = tokens["truncated"] / max(tokens["sequences"], 1)
         private = {reason: count for reason, count in evidence.noted.items() if reason.startswith(PERSONAL)}

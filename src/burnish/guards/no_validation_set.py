@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from burnish.guards import Evidence, Verdict
+from burnish.guards import Evidence, Verdict, not_reached
 
 FEW = 30  # rows of a held-out split under which an interval says little
 
@@ -16,7 +16,7 @@ class NoValidationSet:
         The test split is locked: its hash stands in the evidence, and another one would be another test.
         """
         if not evidence.rows:
-            return Verdict("not_run", "no data was split")
+            return not_reached("no data was split")
         held_out = {split: evidence.rows.get(split, 0) for split in ("validation", "test")}
         numbers = {
             **held_out,

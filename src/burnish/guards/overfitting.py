@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from burnish.guards import Evidence, Verdict
+from burnish.guards import Evidence, Verdict, not_reached
 
 
 class Overfitting:
@@ -14,8 +14,10 @@ class Overfitting:
         Warns on a wide gap. What is kept is the best step by the metric, so a fall after it costs nothing but time.
         """
         training = evidence.training
-        if training is None or not training["validations"]:
-            return Verdict("not_run", "nothing was validated during training")
+        if training is None:
+            return not_reached("nothing was trained")
+        if not training["validations"]:
+            return Verdict("not_run", "nothing was validated during training", fix="--set data.validation=0.1")
         looks = training["validations"]
         best = next(look for look in looks if look["step"] == training["best_step"])
         near = [point["loss"] for point in training["curve"] if best["step"] - 10 < point["step"] <= best["step"]]

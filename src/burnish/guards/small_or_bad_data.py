@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from burnish.guards import Evidence, Verdict
+from burnish.guards import Evidence, Verdict, not_reached
 
 ON_PURPOSE = "left out by"  # rows that the recipe's `only` or `sample` leaves out are not bad
 
@@ -13,7 +13,7 @@ class SmallOrBadData:
     def check(self, evidence: Evidence) -> Verdict:
         """Warns on few rows, on rare labels, on contradicting labels, and where much of what was read had to go."""
         if not evidence.rows:
-            return Verdict("not_run", "no data was read")
+            return not_reached("no data was read")
         limits = evidence.recipe.guards
         rows = evidence.rows["train"]
         unwanted = sum(count for reason, count in evidence.dropped.items() if reason.startswith(ON_PURPOSE))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +25,8 @@ from burnish.train.trackers import Tracker
 class Validation:
     """One look at the validation split.
 
-    loss: nats a trained token. metric: the main figure, higher is better. answers: to the fixed prompts.
+    loss: nats a trained token. metric: the main figure, higher is better. answers: to the fixed prompts. scores: the metric of each item,
+    or what stands for it.
     """
 
     step: int
@@ -31,6 +34,19 @@ class Validation:
     metric: float
     metrics: dict[str, float]
     answers: list[str]
+    scores: list[float] = field(default_factory=list)
+
+    def beats(self, other: Validation) -> bool:
+        """Whether this look is better: by the metric, or by the loss where the metric's difference is within its own noise.
+
+        The noise is one standard error of the difference on the same items: a handful of generated answers cannot rank two
+        checkpoints that are close, and the loss, which sees every token, can.
+        """
+        gains = [mine - theirs for mine, theirs in zip(self.scores, other.scores, strict=True)]
+        noise = statistics.pstdev(gains) / math.sqrt(len(gains)) if gains else 0.0
+        if abs(self.metric - other.metric) <= noise:
+            return self.loss < other.loss
+        return self.metric > other.metric
 
 
 @dataclass
@@ -49,9 +65,12 @@ class Validate:
 
     @property
     def best(self) -> Validation | None:
-        """The first of the best by metric; among equal metrics the one of lower loss."""
-        candidates = (seen for seen in self.history if seen.step not in self.lost)
-        return max(candidates, key=lambda seen: (seen.metric, -seen.loss), default=None)
+        """The look that beat the best one before it: its weights are always among those that were saved."""
+        best: Validation | None = None
+        for seen in self.history:
+            if seen.step not in self.lost and (best is None or seen.beats(best)):
+                best = seen
+        return best
 
     @property
     def reason_to_stop(self) -> str | None:

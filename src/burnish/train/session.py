@@ -113,7 +113,9 @@ class Session:
                 lambda done: self.progress.update(f"step {step}: validating, {done} of {count} answers"),
             )
         figures = self.exam.figures(sitting)
-        found = Validation(step, sitting.loss, figures[self.exam.metric], figures, sitting.answers[:FIXED_PROMPTS])
+        scores = [score[self.exam.item_metric] for score in sitting.scores]
+        answers = sitting.answers[:FIXED_PROMPTS]
+        found = Validation(step, sitting.loss, figures[self.exam.metric], figures, answers, scores)
         self.progress.say(
             f"    step {step}/{self.feed.total_steps}: validation loss {found.loss:.3f}, {self.exam.metric} {found.metric:.3f}"
         )
