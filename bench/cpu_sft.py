@@ -27,6 +27,11 @@ from typing import Any
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/alpaca_demo/alpaca_en_demo.json.gz"
 RATE, BATCH, RANK, ALPHA = 2e-4, 8, 16, 32
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
 TOLERANCE = 1e-4  # of a tensor's gradients, over the largest of them
 
 # What each TRL arm changes of SFTConfig's defaults. "weights" is the type that the model is loaded in.
@@ -108,8 +113,12 @@ def run_burnish(precision: str, groups: list[Any]) -> list[dict[str, float]]:
     steps: list[dict[str, float]] = []
 
     class Watch:
+        used = time.process_time()
+
         def after(self, step: Any) -> None:
-            steps.append({"tokens": step.tokens, "seconds": step.seconds, "loss": step.loss})
+            used, self.used = self.used, time.process_time()
+            spent = {"seconds": step.seconds, "cpu": self.used - used}
+            steps.append({"tokens": step.tokens, "loss": step.loss, **spent})
             print(
                 f"  step {step.number}: {step.tokens / step.seconds:.0f} tokens/s, loss {step.loss:.4f}",
                 file=sys.stderr,
@@ -173,14 +182,16 @@ def run_trl(changes: dict[str, Any], groups: list[Any]) -> list[dict[str, float]
     lengths = [len(seq) for seq in rows_in_order(groups)]
     tokens = [sum(lengths[step * BATCH : (step + 1) * BATCH]) for step in range(count)]
     seconds: list[float] = []
+    used: list[float] = []
     losses: list[float] = []
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.began = time.perf_counter()
+            self.began, self.used = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             seconds.append(time.perf_counter() - self.began)
+            used.append(time.process_time() - self.used)
             print(f"  step {len(seconds)}: {tokens[len(seconds) - 1] / seconds[-1]:.0f} tokens/s", file=sys.stderr)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
@@ -188,11 +199,12 @@ def run_trl(changes: dict[str, Any], groups: list[Any]) -> list[dict[str, float]
 
     with tempfile.TemporaryDirectory() as folder:
         make_trl(changes, groups, folder, count, Watch()).train()
-    return [{"tokens": n, "seconds": s, "loss": x} for n, s, x in zip(tokens, seconds, losses, strict=True)]
+    rows = zip(tokens, seconds, used, losses, strict=True)
+    return [dict(zip(("tokens", "seconds", "cpu", "loss"), row, strict=True)) for row in rows]
 
 
 def compare_gradients() -> dict[str, Any]:
-    """The first step's gradients on both sides in float32, from the same adapter: the largest difference, relative to the largest gradient."""
+    """The first step's gradients on both sides in float32, from the same adapter: the largest difference over the largest gradient."""
     import torch
     from transformers import TrainerCallback
 
@@ -252,7 +264,7 @@ def in_own_process(arm: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--arm", arm, "--rows", rows, "--result", str(result)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)} | QUIET
         subprocess.run([*command, "--threads", str(options.threads)], check=True, env=environment, stdout=sys.stderr)
         return json.loads(result.read_text())
 
@@ -267,14 +279,18 @@ def table(results: dict[str, list[dict[str, Any]]], warmup: int) -> str:
         peak = statistics.median(run["peak"] for run in runs) / 2**30
         losses = [step["loss"] for step in runs[0]["steps"]]
         spread = f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
-        lines.append(f"| {arm} | {spread} | {peak:.2f} GiB | {losses[0]:.3f} to {losses[-1]:.3f} |")
+        own = statistics.median(speed(run, warmup, "cpu") for run in runs)
+        lines.append(f"| {arm} | {spread} | {own:.0f} | {peak:.2f} GiB | {losses[0]:.3f} to {losses[-1]:.3f} |")
     return "\n".join(lines)
 
 
-def speed(run: dict[str, Any], warmup: int) -> float:
-    """Tokens a second over the timed steps together, never a mean of the steps' rates."""
+def speed(run: dict[str, Any], warmup: int, clock: str = "seconds") -> float:
+    """Tokens a second over the timed steps together, never a mean of the steps' rates.
+
+    clock: "seconds" of the wall, or "cpu", the time that the process itself ran, which other work on the machine moves less.
+    """
     timed = run["steps"][warmup:]
-    return sum(step["tokens"] for step in timed) / sum(step["seconds"] for step in timed)
+    return sum(step["tokens"] for step in timed) / sum(step[clock] for step in timed)
 
 
 def verdict(results: dict[str, list[dict[str, Any]]], warmup: int) -> str:
@@ -285,7 +301,8 @@ def verdict(results: dict[str, list[dict[str, Any]]], warmup: int) -> str:
     ratio = median("burnish") / median(best)
     peak = {arm: statistics.median(run["peak"] for run in results[arm]) / 2**30 for arm in ("burnish", best)}
     memory = f"{peak['burnish']:.2f} against {peak[best]:.2f} GiB"
-    return f"burnish is {ratio:.2f} times as fast as TRL's best here ({best}), with {memory}"
+    own = [statistics.median(speed(run, warmup, "cpu") for run in results[arm]) for arm in ("burnish", best)]
+    return f"burnish is {ratio:.2f} times as fast as TRL's best here ({best}), {own[0] / own[1]:.2f} times by CPU time, with {memory}"
 
 
 def machine() -> str:
@@ -295,10 +312,9 @@ def machine() -> str:
         f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft", "trl")
     )
     try:
-        cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name"))
-        flags = [
-            flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in Path("/proc/cpuinfo").read_text()
-        ]
+        facts = Path("/proc/cpuinfo").read_text()
+        cpu = next(line.split(":")[1].strip() for line in facts.splitlines() if line.startswith("model name"))
+        flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in facts]
     except (OSError, StopIteration):
         cpu, flags = platform.processor(), []
     return f"{cpu} ({' '.join(flags)}), {os.cpu_count()} cores; {packages}"

@@ -55,13 +55,17 @@ def main() -> int:
             file.writelines(f"{line}\n" for line in lines(options.rows))
         size = path.stat().st_size
         began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "burnish", "data", "check", str(path), "--json"], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "burnish", "data", "check", str(path), "--json"], stdout=subprocess.PIPE
+        )
         assert process.stdout is not None
         printed = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)  # the peak of this one process, not of all children together
         seconds = time.perf_counter() - began
     peak, code = usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)
-    print(f"{options.rows:,} rows, {size / 1e6:.0f} MB: {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB, exit code {code}")
+    print(
+        f"{options.rows:,} rows, {size / 1e6:.0f} MB: {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB, exit code {code}"
+    )
     if code != 0:
         print("FAIL: the command did not succeed")
         return 1

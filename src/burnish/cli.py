@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 done, but a guard or the verdict says no; 2 the input is w
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ import typer
 
 from burnish import api
 from burnish.errors import BurnishError
+
+INTERRUPTED = 130  # what typer returns after Ctrl-C
 
 app = typer.Typer(
     help="Fine-tune a language model on your own examples, and prove whether it got better.",
@@ -232,7 +235,8 @@ def summary(report: dict[str, Any]) -> str:
 def main() -> None:
     """Run the command; whatever the user can put right is printed without a traceback."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        sys.exit(3 if code == INTERRUPTED else code)
     except BurnishError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -240,6 +244,10 @@ def main() -> None:
         sys.exit(3)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:  # a place that cannot be read or written, such as a file where a folder should be
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(3 if error.errno == errno.ENOSPC else 2)
     except Exception as error:
         usage = getattr(error, "show", None)  # what click says of a wrong option
         if usage is None:

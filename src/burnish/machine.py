@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -22,19 +21,29 @@ Finding = dict[str, str]
 
 
 def examine() -> list[Finding]:
-    """One record for each thing that a run needs: name, status (ok, warn, fail), found, fix."""
-    return [_python(), *_packages(), *_torch(), _memory(), *_disk(), _weights()]
+    """One record for each thing that a run needs: name, status (ok, warn, fail), found, fix. Never raises."""
+    return [finding for look in (_python, _packages, _torch, _memory, _disk, _weights) for finding in _spared(look)]
+
+
+def _spared(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What a look finds; that it breaks down is a finding too, since a broken installation is what it is for."""
+    try:
+        yield from look()
+    except Exception as error:
+        fix = "pip install --force-reinstall burnish   puts the packages right"
+        yield _finding(look.__name__.strip("_"), "fail", f"{type(error).__name__}: {error}", fix)
 
 
 def _finding(name: str, status: str, found: str, fix: str = "") -> Finding:
     return {"name": name, "status": status, "found": found, "fix": fix}
 
 
-def _python() -> Finding:
+def _python() -> Iterator[Finding]:
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if sys.version_info[:2] > (3, 13):
-        return _finding("python", "warn", found, "Python 3.11 to 3.13 is what Burnish is tested with")
-    return _finding("python", "ok", found)
+        yield _finding("python", "warn", found, "Python 3.11 to 3.13 is what Burnish is tested with")
+    else:
+        yield _finding("python", "ok", found)
 
 
 def _packages() -> Iterator[Finding]:
@@ -43,25 +52,28 @@ def _packages() -> Iterator[Finding]:
     requirements = [Requirement(text) for text in importlib.metadata.requires("burnish") or ()]
     needed = [one for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
     for one in needed:
-        try:
-            version = importlib.metadata.version(one.name)
-        except importlib.metadata.PackageNotFoundError:
+        version = _version(one.name)
+        if version is None:
             wrong.append(one.name)
             yield _finding(one.name, "fail", "not installed", f"pip install '{one}'")
-            continue
-        if not one.specifier.contains(Version(version), prereleases=True):
+        elif not one.specifier.contains(Version(version), prereleases=True):
             wrong.append(one.name)
             yield _finding(one.name, "fail", f"{version}, but {one.specifier} is needed", f"pip install '{one}'")
     if not wrong:
         yield _finding("packages", "ok", f"all {len(needed)} that are needed")
     for name in ("tensorboard", "wandb", "mlflow", "trackio", "datasets"):
-        if importlib.util.find_spec(name):
-            yield _finding(name, "ok", f"{importlib.metadata.version(name)} (optional)")
+        if version := _version(name):
+            yield _finding(name, "ok", f"{version} (optional)")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _torch() -> Iterator[Finding]:
-    if importlib.util.find_spec("torch") is None:
-        return
     import torch
 
     from burnish.train.memory import device_of_choice, measured_rate, precision_of_choice
@@ -76,16 +88,15 @@ def _torch() -> Iterator[Finding]:
         yield _finding("accelerator", "warn", "an NVIDIA driver is here, but torch runs on the CPU", fix)
 
 
-def _memory() -> Finding:
+def _memory() -> Iterator[Finding]:
     import torch
 
     from burnish.train.memory import memory_available
 
     free = memory_available(torch.device("cpu")) / GIB
     enough = free >= MEMORY_GIB
-    return _finding(
-        "memory", "ok" if enough else "warn", f"{free:.1f} GiB are free", "" if enough else "close other programs"
-    )
+    fix = "" if enough else "close other programs"
+    yield _finding("memory", "ok" if enough else "warn", f"{free:.1f} GiB are free", fix)
 
 
 def _disk() -> Iterator[Finding]:
@@ -104,7 +115,7 @@ def _disk() -> Iterator[Finding]:
             yield _finding(name, "ok", f"{free:.1f} GiB are free at {there}")
 
 
-def _weights() -> Finding:
+def _weights() -> Iterator[Finding]:
     from burnish.errors import ModelError
     from burnish.model.load import BUILT_IN, packaged_gguf
 
@@ -112,5 +123,6 @@ def _weights() -> Finding:
     try:
         file = packaged_gguf(name)
     except ModelError as error:
-        return _finding(name, "warn", error.found, error.hint)
-    return _finding(name, "ok", f"{file.name}, {file.stat().st_size / 2**20:.0f} MiB")
+        yield _finding(name, "warn", error.found, error.hint)
+        return
+    yield _finding(name, "ok", f"{file.name}, {file.stat().st_size / 2**20:.0f} MiB")

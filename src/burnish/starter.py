@@ -52,11 +52,18 @@ def recipe_for(data: str, *, goal: str = "", model: str = "smollm2-135m", beside
             expected=f"rows of the kinds: {', '.join(sorted(TRAINABLE))}",
         )
     rows = list(islice(read_rows(data, Ledger()), LOOKED_AT))
-    path = os.path.relpath(data, beside)
-    lines = _lines(found, rows, goal, model, os.path.abspath(data) if path.startswith("..") else path)
+    lines = _lines(found, rows, goal, model, _seen_from(beside, data))
     text = "".join(f"{line:<44}# {why}\n" if why else f"{line}\n" for line, why in lines)
     make_recipe(parse_yaml(text, "recipe.yaml"))
     return text
+
+
+def _seen_from(folder: Path, data: str) -> str:
+    """The path of a data file as a recipe in `folder` names it; an id of the hub stays as it is."""
+    if not any(Path(name).exists() for name in (data, data.rpartition("#")[0]) if name):
+        return data
+    path = os.path.relpath(data, folder)
+    return os.path.abspath(data) if path.startswith("..") else path
 
 
 def write_recipe(
@@ -90,8 +97,9 @@ def _lines(found: Check, rows: Sequence[Row], goal: str, model: str, path: str) 
     private = sum(
         int(one["count"]) for one in found.findings if str(one["kind"]).startswith(("secret", "personal data"))
     )
-    if private:
-        yield "  redact: true", f"{private} rows hold personal data or secrets"
+    if private:  # what is to be extracted must not be replaced
+        held = f"{private} findings of personal data or secrets"
+        yield f"  redact: {'false' if kind == 'extract' else 'true'}", f"{held}; true replaces them by their kind"
     yield "adapter: {method: lora, rank: 16}", ""
     yield f"train: {{epochs: {5 if found.rows < 150 else 3}}}", ""
 

@@ -144,6 +144,16 @@ def test_a_precision_that_is_asked_for_is_given():
     assert [precision_of_choice(wanted, CPU) for wanted in ("fp32", "bf16")] == ["fp32", "bf16"]
 
 
+@pytest.mark.parametrize(
+    ("capable", "chosen"),
+    [({"avx512_bf16": True}, "bf16"), ({"bf16": True}, "bf16"), ({"avx512_bw": True, "avx512_bf16": False}, "fp32")],
+)
+def test_auto_is_bf16_only_where_the_processor_multiplies_it(monkeypatch, capable, chosen):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capable)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert precision_of_choice("auto", CPU) == chosen
+
+
 def test_some_memory_is_available_here():
     assert memory.memory_available(CPU) > 0
 

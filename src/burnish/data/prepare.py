@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from burnish.data.clean import clean_rows
 from burnish.data.dedup import drop_duplicates
 from burnish.data.ledger import Entry, Ledger
-from burnish.data.rows import Row
+from burnish.data.rows import Labelled, Row
 from burnish.data.sources import read_rows
 from burnish.data.split import Guarded, Splits, guard, split_rows
 from burnish.errors import RecipeError, RowError
@@ -71,12 +71,12 @@ def _split(pool: list[Row], given: Mapping[str, list[Row]], data: Data, recipe: 
 def _only(rows: Iterable[Row], only: Mapping[str, Sequence[str]], ledger: Ledger) -> Iterator[Row]:
     """The rows whose columns hold one of the wanted values; the label's column is `label`."""
     for row in rows:
-        values = {**row.extra, "label": getattr(row, "label", row.extra.get("label"))}
+        values = {**row.extra, "label": row.label} if isinstance(row, Labelled) else row.extra
         if missing := only.keys() - values.keys():
             raise RecipeError(
                 f"{row.where} has no column {min(missing)!r}",
                 where="data.only",
-                expected=f"one of: {', '.join(values)}",
+                expected=f"one of: {', '.join(values)}" if values else "a column that is not learnt from, or a label",
             )
         if all(str(values[column]) in wanted for column, wanted in only.items()):
             yield row

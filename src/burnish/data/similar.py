@@ -44,7 +44,7 @@ def normalise(text: str) -> str:
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    return " ".join(_PUNCTUATION.sub(" ", text.casefold()).split()) or " ".join(text.split())
+    return " ".join(_PUNCTUATION.sub(" ", text.casefold()).split()) or " ".join(text.replace(_SEPARATOR, " ").split())
 
 
 def fingerprint(text: str) -> int:

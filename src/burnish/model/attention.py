@@ -6,6 +6,7 @@ sequences that is six times the work. transformers hands an attention function o
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def by_sequence(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     rows, length = query.shape[0], query.shape[2]
     edges = cu_seq_lens_q.tolist()
-    lengths = [end - start for start, end in zip(edges, edges[1:], strict=False)]
+    lengths = [end - start for start, end in pairwise(edges)]
     # split, not slices: the gradient of a slice is a tensor of the whole row's size.
     parts = zip(
         *(x.transpose(0, 1).flatten(1, 2)[None].split(lengths, dim=2) for x in (query, key, value)), strict=True

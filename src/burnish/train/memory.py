@@ -101,7 +101,9 @@ def precision_of_choice(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    capable = torch.cpu.get_capabilities()  # oneDNN's own answer is yes wherever there is AVX-512, emulated or not
+    native = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16" if native and torch.backends.mkldnn.is_available() else "fp32"
 
 
 def micro_tokens_of_choice(wanted: int | str, device: torch.device, max_length: int) -> int:
