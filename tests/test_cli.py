@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from tiny_runs import asked_and_answered, recipe_of, write_rows
 
 from burnish import api, cli
+from tiny_runs import asked_and_answered, recipe_of, write_rows
 
 HEAVY = ("torch", "transformers", "peft", "pydantic", "numpy", "yaml", "jinja2", "pyarrow")
 
