@@ -36,7 +36,8 @@ class Inspection:
         found = self.check
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.items())
         lines = [
-            f"{', '.join(found.files)}: {found.rows:,} rows can be used ({kinds}), {found.dropped:,} cannot or stand twice"
+            f"{', '.join(found.files)}: {found.rows:,} rows ({kinds}), of which {found.duplicates:,} were there before; "
+            f"{found.dropped - found.duplicates:,} more cannot be used"
         ]
         for side, (least, middle, most) in found.words.items():
             lines.append(f"  words of {side:<8} {least} to {most}, half of them up to {middle}")

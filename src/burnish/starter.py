@@ -53,7 +53,7 @@ def recipe_for(data: str, *, goal: str = "", model: str = "smollm2-135m", beside
         )
     rows = list(islice(read_rows(data, Ledger()), LOOKED_AT))
     lines = _lines(found, rows, goal, model, _seen_from(beside, data))
-    text = "".join(f"{line:<44}# {why}\n" if why else f"{line}\n" for line, why in lines)
+    text = "".join(f"{line:<43} # {why}\n" if why else f"{line}\n" for line, why in lines)
     make_recipe(parse_yaml(text, "recipe.yaml"))
     return text
 
@@ -89,7 +89,10 @@ def _lines(found: Check, rows: Sequence[Row], goal: str, model: str, path: str) 
     yield f"  kind: {kind}", why
     yield f"  goal: {_plain(goal)}", "" if goal else "one sentence: what is the model for?"
     yield "data:", ""
-    yield f"  train: {_plain(path)}", f"{found.rows} rows can be used, {found.dropped} cannot or stand twice"
+    yield (
+        f"  train: {_plain(path)}",
+        f"{found.rows - found.duplicates} rows can be used, {found.dropped} cannot or stand twice",
+    )
     yield "  validation: 0.1", ""
     yield f"  test: {0.2 if found.rows < 500 else 0.1}", "locked: base and tuned meet it once, at the end"
     if group := group_of(found):

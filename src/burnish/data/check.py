@@ -39,9 +39,10 @@ Sources = str | Path | Sequence[str | Path]
 class Check:
     """What a look at the files found.
 
-    kinds: kind of row -> rows. labels: answer -> rows, where answers are a set of labels. words: of prompts and of answers, each with
-    its smallest, middle and largest number of words. columns: what is not learnt from -> how many different values the first rows hold.
-    findings: one record for each reason of the ledger. first: some rows.
+    rows: those that can be used, of which `duplicates` say what another said before. kinds: kind of row -> rows. labels: answer ->
+    rows, where answers are a set of labels. words: of prompts and of answers, each with its smallest, middle and largest number of
+    words. columns: what is not learnt from -> how many different values the first rows hold. findings: one record for each reason
+    of the ledger. first: some rows.
     """
 
     files: list[str]
