@@ -27,6 +27,7 @@ from typing import Any
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/alpaca_demo/alpaca_en_demo.json.gz"
 RATE, BATCH, RANK, ALPHA = 2e-4, 8, 16, 32
+GOAL = 2.5  # times as fast as TRL's best
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -49,7 +50,7 @@ TRL_ARMS: dict[str, dict[str, Any]] = {
     },
 }
 BURNISH_ARMS: dict[str, str] = {"burnish": "auto", "burnish fp32": "fp32"}
-ARMS = [*TRL_ARMS, *BURNISH_ARMS]
+ARMS = ["gradients", *TRL_ARMS, *BURNISH_ARMS]
 
 
 # One arm, in its own process --------------------------------------------------------------------------------------------------------
@@ -248,6 +249,10 @@ def run_arm(arm: str, count: int, threads: int) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     torch.set_num_threads(threads)
+    if arm == "convert":
+        from burnish.model.load import find_model
+
+        return {"model": find_model("smollm2-135m")}
     if arm == "gradients":
         return compare_gradients()
     groups = burnish_groups(count)
@@ -293,16 +298,32 @@ def speed(run: dict[str, Any], warmup: int, clock: str = "seconds") -> float:
     return sum(step["tokens"] for step in timed) / sum(step[clock] for step in timed)
 
 
-def verdict(results: dict[str, list[dict[str, Any]]], warmup: int) -> str:
-    def median(arm: str) -> float:
-        return statistics.median(speed(run, warmup) for run in results[arm])
+def report_speed(results: dict[str, list[dict[str, Any]]], warmup: int) -> bool:
+    """Print burnish against each TRL arm. Returns whether it keeps the goal against the fastest."""
 
-    best = max((arm for arm in results if arm in TRL_ARMS), key=median)
-    ratio = median("burnish") / median(best)
-    peak = {arm: statistics.median(run["peak"] for run in results[arm]) / 2**30 for arm in ("burnish", best)}
-    memory = f"{peak['burnish']:.2f} against {peak[best]:.2f} GiB"
-    own = [statistics.median(speed(run, warmup, "cpu") for run in results[arm]) for arm in ("burnish", best)]
-    return f"burnish is {ratio:.2f} times as fast as TRL's best here ({best}), {own[0] / own[1]:.2f} times by CPU time, with {memory}"
+    def median(arm: str, clock: str = "seconds") -> float:
+        return statistics.median(speed(run, warmup, clock) for run in results[arm])
+
+    peak = {arm: statistics.median(run["peak"] for run in runs) / 2**30 for arm, runs in results.items()}
+    theirs = [arm for arm in results if arm in TRL_ARMS]
+    print()
+    for arm in theirs:
+        by_clock = f"{median('burnish') / median(arm):.2f} times as fast ({median('burnish', 'cpu') / median(arm, 'cpu'):.2f} by CPU time)"
+        print(f"burnish against {arm}: {by_clock}, memory {peak['burnish']:.2f} against {peak[arm]:.2f} GiB")
+    best = max(theirs, key=median)
+    passed = median("burnish") >= GOAL * median(best) and peak["burnish"] <= peak[best]
+    print(f"{'PASS' if passed else 'FAIL'}: the goal is {GOAL} times TRL's best here ({best}), at no more memory")
+    return passed
+
+
+def report_gradients(found: dict[str, Any]) -> bool:
+    passed = bool(found["difference"] < TOLERANCE)
+    print(
+        f"{'PASS' if passed else 'FAIL'}: in fp32 the first step's gradients of {found['tensors']} tensors differ by "
+        f"{found['difference']:.1e} at most ({found['worst']}); the limit is {TOLERANCE:.0e}",
+        flush=True,
+    )
+    return passed
 
 
 def machine() -> str:
@@ -333,22 +354,18 @@ def main() -> int:
     if options.arm:
         Path(options.result).write_text(json.dumps(run_arm(options.arm, int(options.rows), options.threads)))
         return 0
-    gradients = in_own_process(
-        "gradients", options
-    )  # comes first: it also converts the model, which no arm should pay for
-    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
+    in_own_process("convert", options)  # the model, once: no arm should pay for it
+    passed = True
+    if "gradients" in options.arms:
+        passed = report_gradients(in_own_process("gradients", options))
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms if arm != "gradients"}
     for _ in range(options.repeats):
-        for arm in options.arms:
+        for arm in results:
             results[arm].append(in_own_process(arm, options))
-    passed = gradients["difference"] < TOLERANCE
     print(f"\n{machine()}, {options.threads} threads; {options.repeats} x {options.steps} steps of {BATCH} rows\n")
     print(table(results, options.warmup))
     if "burnish" in results and TRL_ARMS.keys() & results.keys():
-        print(f"\n{verdict(results, options.warmup)}")
-    print(
-        f"{'PASS' if passed else 'FAIL'}: in fp32 the first step's gradients of {gradients['tensors']} tensors differ by "
-        f"{gradients['difference']:.1e} at most ({gradients['worst']}); the limit is {TOLERANCE:.0e}"
-    )
+        passed &= report_speed(results, options.warmup)
     return 0 if passed else 1
 
 

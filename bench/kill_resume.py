@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,10 +133,10 @@ def checkpoints(folder: Path) -> list[Path]:
         return []
 
 
-def wait_for(process: subprocess.Popen[bytes], happens: object) -> None:
+def wait_for(process: subprocess.Popen[bytes], happens: Callable[[], bool]) -> None:
     """Look every fraction of a millisecond until it happens, or the process has ended."""
     began = time.perf_counter()
-    while process.poll() is None and not happens():  # type: ignore[operator]
+    while process.poll() is None and not happens():
         if time.perf_counter() - began > LONGEST:
             process.kill()
             raise SystemExit(f"nothing happened within {LONGEST:.0f} s")
@@ -193,6 +194,8 @@ def make_model(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from burnish.model.load import quiet
+
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -201,20 +204,21 @@ def make_model(folder: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=32,
+        hidden_size=64,
         intermediate_size=48,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        initializer_range=0.2,
+        initializer_range=0.2,  # the head is not trained: it must be able to tell the letters apart
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=fast.eos_token_id,
         pad_token_id=fast.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
+    with quiet():
+        LlamaForCausalLM(config).save_pretrained(folder)
+        fast.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.core import Seq, by_sequence, pack
+from burnish.core import GRAIN, Seq, by_sequence, pack
 
 lengths_of_groups = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=3), min_size=1, max_size=8)
 
@@ -41,7 +41,14 @@ def test_positions_restart_at_each_sequence_and_at_the_padding(lengths, row_toke
 @given(lengths_of_groups, st.integers(1, 30))
 def test_rows_are_no_longer_than_asked_unless_one_sequence_is(lengths, row_tokens):
     batch = pack(groups_of(lengths), row_tokens=row_tokens)
-    assert batch.ids.shape[1] <= max(row_tokens, max(max(sizes) for sizes in lengths))
+    assert (batch.seq >= 0).sum(1).max() <= max(row_tokens, max(max(sizes) for sizes in lengths))
+
+
+@given(lengths_of_groups, st.integers(1, 200))
+def test_a_row_is_filled_up_to_the_next_grain_and_no_further(lengths, row_tokens):
+    batch = pack(groups_of(lengths), row_tokens=row_tokens)
+    assert batch.ids.shape[1] % GRAIN == 0
+    assert batch.ids.shape[1] - (batch.seq >= 0).sum(1).max() < GRAIN
 
 
 @given(lengths_of_groups, st.integers(1, 30))

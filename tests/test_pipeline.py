@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 import burnish
-from burnish.errors import DataGuardError, RecipeError, SmokeError
+from burnish.errors import DataGuardError, Interrupted, RecipeError, SmokeError
 from burnish.folder import NAMES
 from burnish.recipe import load_recipe
 from tiny_runs import asked_and_answered, questions, recipe_of, write_rows
@@ -65,8 +71,10 @@ def tensors_of(path):
     return load_file(path)
 
 
-def same_tensors(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+def same_weights(folder, other):
+    """Whether two runs left the same bytes of weights behind."""
+    files = ("adapter/adapter_model.safetensors", "merged/model.safetensors")
+    return all((folder / name).read_bytes() == (other / name).read_bytes() for name in files)
 
 
 # What a run leaves behind --------------------------------------------------------------------------------------------
@@ -250,8 +258,59 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, recipe,
     assert f"{newest.name} is damaged" in (said := capsys.readouterr().err)
     assert "going on from" in said
     assert any("damaged" in note for note in report["training"]["notes"])
-    weights = "adapter/adapter_model.safetensors"
-    assert (copied / weights).read_bytes() == (finished / weights).read_bytes()
+    assert same_weights(copied, finished)
+
+
+class Terminator:
+    """A tracker that tells the process to end at one step."""
+
+    def log(self, values, step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def close(self):
+        pass
+
+
+def test_a_run_that_was_told_to_stop_goes_on_and_ends_bit_for_bit_the_same(recipe, finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="SIGTERM after step 9"):
+        patch.setattr("burnish.pipeline.open_trackers", lambda *_: [Terminator()])
+        burnish.run(recipe, out=folder, quiet=True)
+    assert status_of(report_of(folder))["train"] == "not_run"
+    assert report_of(folder)["verdict"] == "stop"
+    report = burnish.run(recipe, out=folder, quiet=True)
+    assert "went on from step 9" in report["training"]["notes"]
+    assert same_weights(folder, finished)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_ends_with_three(recipe, finished, tmp_path):
+    path, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    path.write_text(json.dumps(recipe), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "burnish", "run", str(path), "--out", str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (folder / "checkpoints" / "step-000004").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (3, "")
+    assert "error: stopped by SIGTERM" in err
+    assert "Traceback" not in err
+    burnish.run(recipe, out=folder, quiet=True)
+    assert same_weights(folder, finished)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_save_or_elsewhere_ends_bit_for_bit_the_same():
+    bench = Path(__file__).parent.parent / "bench" / "kill_resume.py"
+    done = subprocess.run([sys.executable, str(bench), "--kills", "2"], capture_output=True, text=True, check=False)
+    assert "2 of 2 bit-equal" in done.stdout, done.stdout + done.stderr
 
 
 # Other recipes -------------------------------------------------------------------------------------------------------
@@ -274,8 +333,6 @@ def test_full_fine_tuning_writes_whole_weights_and_no_adapter(go):
 
 
 def test_frozen_layers_keep_their_weights(go, model_folder):
-    from pathlib import Path
-
     folder, report = go(adapter={"method": "full"}, freeze={"layers": "0-1"})
     before, after = (tensors_of(Path(place) / "model.safetensors") for place in (model_folder(), folder / "merged"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Atom = Literal["seq", "group", "step"]
+GRAIN = 64  # a row's length is a multiple of it: a library builds a kernel for each new shape, so few shapes are quick
 
 
 @dataclass
@@ -139,7 +140,8 @@ def pack(groups: Sequence[Group], *, row_tokens: int, task: str = "", pad: int =
 
 
 def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
-    shape = (len(rows), max((sum(len(seq) for _, seq in row) for row in rows), default=0))
+    longest = max((sum(len(seq) for _, seq in row) for row in rows), default=0)
+    shape = (len(rows), -(-longest // GRAIN) * GRAIN)
     ids, pos, seq_of = (torch.full(shape, fill, dtype=torch.int64) for fill in (pad, 0, -1))
     weight = torch.zeros(shape)
     placed = [(number, seq) for row in rows for number, seq in row]

@@ -73,3 +73,19 @@ def test_long_texts_are_cut_and_odd_ones_written(tmp_path: Path):
         ledger.add(Entry("rows.jsonl", 1, "changed", "a", "x" * 2 * EXCERPT, "half \ud83d"))
     (record,) = records(tmp_path / "ledger.jsonl")
     assert (len(record["before"]), record["after"]) == (EXCERPT, "half \ud83d")
+
+
+def test_what_is_private_is_never_shown_whoever_enters_it(tmp_path: Path):
+    secret = "joe.bloggs@example.com"
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.add(Entry("rows.jsonl", 1, "changed", "a", f"to {secret}", f"to {secret}.", f"leave {secret} out"))
+    (record,) = records(tmp_path / "ledger.jsonl")
+    assert (record["before"], record["after"], record["fix"]) == ("to [e-mail]", "to [e-mail].", "leave [e-mail] out")
+    assert secret not in str(ledger.examples) + str(ledger.findings())
+
+
+def test_dropped_rows_are_counted_over_all_reasons():
+    ledger = Ledger()
+    for action, reason in [("dropped", "a"), ("dropped", "b"), ("dropped", "b"), ("noted", "c")]:
+        ledger.add(Entry("rows.jsonl", 1, action, reason))
+    assert ledger.dropped == 3

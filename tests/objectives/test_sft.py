@@ -10,7 +10,9 @@ from burnish.objectives import make_objective
 
 def test_sft_is_the_weighted_negative_log_likelihood():
     batch = pack([[Seq([1, 2, 3], [0, 0.5, 2])]], row_tokens=8)
-    loss = make_objective("sft").loss(Outputs(logp=torch.tensor([[0.0, -1.0, -3.0]])), batch)
+    logp = torch.zeros(batch.weight.shape)
+    logp[0, :3] = torch.tensor([0.0, -1.0, -3.0])
+    loss = make_objective("sft").loss(Outputs(logp=logp), batch)
     assert loss.sum == 0.5 * 1 + 2 * 3
 
 

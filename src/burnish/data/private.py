@@ -38,7 +38,7 @@ _SHAPES: tuple[tuple[str, str, str], ...] = (
     (
         "personal data: card number",  # in groups of four, or 4, 6 and 5 digits (ISO/IEC 7812-1)
         r"\d{4}",
-        r"(?<![\d-])(?<!\d[.,])(?:[2-6]\d{3}([ -]?)\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -]?)\d{6}\2\d{4,5})(?!\d|[.,-]\d)",
+        r"(?<![\d-])(?<!\d[.,])(?:[2-6]\d{3}([ -]?)\d{4}\1\d{4}\1\d{2,7}|3\d{3}([ -]?)\d{6}\2\d{4,5})(?!\d|[.,-]\d)",
     ),
     (
         "personal data: social security number",
