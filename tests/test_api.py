@@ -7,11 +7,11 @@ import pkgutil
 
 import pytest
 import yaml
-from tiny_runs import asked_and_answered, recipe_of, write_rows
 
 import burnish
 from burnish import api
 from burnish.errors import CheckpointError, RecipeError
+from tiny_runs import asked_and_answered, recipe_of, write_rows
 
 
 @pytest.fixture(scope="module")

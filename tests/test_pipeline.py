@@ -274,9 +274,10 @@ class Terminator:
 
 def test_a_run_that_was_told_to_stop_goes_on_and_ends_bit_for_bit_the_same(recipe, finished, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="SIGTERM after step 9"):
+    with monkeypatch.context() as patch:
         patch.setattr("burnish.pipeline.open_trackers", lambda *_: [Terminator()])
-        burnish.run(recipe, out=folder, quiet=True)
+        with pytest.raises(Interrupted, match="SIGTERM after step 9"):
+            burnish.run(recipe, out=folder, quiet=True)
     assert status_of(report_of(folder))["train"] == "not_run"
     assert report_of(folder)["verdict"] == "stop"
     report = burnish.run(recipe, out=folder, quiet=True)
