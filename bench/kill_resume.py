@@ -3,9 +3,9 @@
     python bench/kill_resume.py [--kills 20] [--jobs 2] [--seed 0]
 
 Each round is a `burnish run` of its own in a fresh folder, on a tiny random Llama that saves after every step. A third of the kills fall
-while a checkpoint is being written (its temporary folder is watched for); the others at a random moment between the first checkpoint and
-the end. Compared are the bytes of adapter/, merged/ and every checkpoint's weights and optimiser, and the loss of every step.
-Prints a line for each round and the sum; exit code 0 where all are equal.
+while a checkpoint is being written (its temporary folder is watched for); the others a random moment after a random step, the last one
+included. Compared are the bytes of adapter/, merged/ and every checkpoint's weights and optimiser, the loss of every step, and what
+validation and test found. Prints a line for each round and the sum; exit code 0 where all are equal.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,11 +30,11 @@ LONGEST = 300.0  # seconds that one run may take
 
 @dataclass(frozen=True)
 class Plan:
-    """When a round is killed. during_save: at the n-th temporary checkpoint folder that is seen, else at a share of the training."""
+    """When a round is killed: as soon as the checkpoint of a later step is being written, or `delay` seconds after this step."""
 
     during_save: bool
-    nth: int
-    share: float
+    step: int
+    delay: float
 
 
 def main() -> int:
@@ -52,11 +53,14 @@ def main() -> int:
             f"undisturbed: {steps} steps, {seconds:.1f} s from the first checkpoint to the end, {len(wanted)} things to compare"
         )
         source = random.Random(chosen.seed)
-        plans = [Plan(number % 3 == 0, source.randint(1, steps - 1), source.random()) for number in range(chosen.kills)]
+        plans = []
+        for number in range(chosen.kills):
+            during_save = number % 3 == 0  # of a later step, so there must be one
+            step = source.randrange(steps if during_save else steps + 1)
+            plans.append(Plan(during_save, step, source.uniform(0, 2 * seconds / steps)))
         with ThreadPoolExecutor(chosen.jobs) as pool:
             rounds = pool.map(
-                lambda plan: kill_and_resume(recipe, work / f"run-{plan[0]}", plan[1], seconds, wanted),
-                enumerate(plans, 1),
+                lambda plan: kill_and_resume(recipe, work / f"run-{plan[0]}", plan[1], wanted), enumerate(plans, 1)
             )
             equal = 0
             for number, (told, same) in enumerate(rounds, 1):
@@ -66,25 +70,24 @@ def main() -> int:
         return 0 if equal == chosen.kills else 1
 
 
-def kill_and_resume(
-    recipe: Path, folder: Path, plan: Plan, seconds: float, wanted: dict[str, object]
-) -> tuple[str, bool]:
-    """One round: (what happened, whether the run ended as the undisturbed one)."""
+def kill_and_resume(recipe: Path, folder: Path, plan: Plan, wanted: dict[str, object]) -> tuple[str, bool]:
+    """One round: (what happened, whether the run was killed and ended as the undisturbed one)."""
     process = start(recipe, folder)
-    moment = (
-        kill_in_save(process, folder, plan.nth) if plan.during_save else kill_at(process, folder, plan.share * seconds)
-    )
-    process.wait()
-    left = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
-    told = f"killed {moment}, leaving {', '.join(left) or 'no checkpoint'}"
+    kill(process, folder, plan)
+    if process.wait() != -signal.SIGKILL:
+        return f"it had ended before it could be killed, with {process.returncode}", False
+    left = sorted(path.name for path in checkpoints(folder))
+    told = f"killed {'while saving' if plan.during_save else 'anywhere'}, leaving {', '.join(left)}"
     again = start(recipe, folder)
     errors = again.communicate(timeout=LONGEST)[1].decode()
     if again.returncode not in (0, 1):
         return f"{told}; the second run failed: {errors.strip().splitlines()[-1]}", False
-    resumed = next((line.strip() for line in errors.splitlines() if "going on from" in line), "began anew")
+    told += next(
+        (f"; {line.strip()}" for line in errors.splitlines() if "going on from" in line), "; training was done"
+    )
     found = fingerprint(folder)
     different = [name for name in wanted if found.get(name) != wanted[name]]
-    return f"{told}; {resumed}" + (f"; differs in {', '.join(different)}" if different else ""), not different
+    return told + (f"; differs in {', '.join(different)}" if different else ""), not different
 
 
 def start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
@@ -105,25 +108,22 @@ def undisturbed(recipe: Path, folder: Path) -> tuple[float, int]:
     return time.perf_counter() - began, report["training"]["steps"]
 
 
-def kill_at(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str:
-    """Kill so many seconds after the first checkpoint began."""
-    wait_for(process, lambda: any(checkpoints(folder)))
-    time.sleep(seconds)
+def kill(process: subprocess.Popen[bytes], folder: Path, plan: Plan) -> None:
+    """Kill the process when the plan says so."""
+    if plan.during_save:
+        wait_for(
+            process, lambda: any(path.suffix == ".tmp" and step_of(path) > plan.step for path in checkpoints(folder))
+        )
+    else:
+        wait_for(
+            process, lambda: any(path.suffix != ".tmp" and step_of(path) >= plan.step for path in checkpoints(folder))
+        )
+        time.sleep(plan.delay)
     process.kill()
-    return f"{seconds:.2f} s after the first checkpoint"
 
 
-def kill_in_save(process: subprocess.Popen[bytes], folder: Path, nth: int) -> str:
-    """Kill as soon as the n-th temporary checkpoint folder is seen, or a later one."""
-    seen: set[str] = set()
-
-    def is_saving() -> bool:
-        seen.update(path.name for path in checkpoints(folder) if path.suffix == ".tmp")
-        return len(seen) >= nth and any(path.suffix == ".tmp" for path in checkpoints(folder))
-
-    wait_for(process, is_saving)
-    process.kill()
-    return "while saving"
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -89,7 +89,7 @@ class Net(nn.Module):
 def _logp_of(head: nn.Module, bend: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
     weight = getattr(head, "weight", None)
     logits = bend(head(hidden if weight is None else hidden.to(weight.dtype)).float())
-    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)  # log_softmax on the CPU is less exact
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -104,10 +104,15 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, bend: Callable[[Tensor], Tensor]
     ) -> Tensor:
         raw = F.linear(hidden.to(weight.dtype), weight, bias).float()  # (N,V)
-        every = bend(raw).log_softmax(-1)
-        logp = every.gather(-1, targets[:, None])[:, 0]
+        logits = bend(raw)
+        # By hand, with one exponential: log_softmax on the CPU is off by 1e-5 over a wide vocabulary, and gradients show it.
+        peak = logits.amax(-1, keepdim=True)  # (N,1)
+        chosen = (logits.gather(-1, targets[:, None]) - peak)[:, 0]  # taken first: the next line may overwrite raw
+        powers = logits.sub_(peak).exp_() if bend is _straight else (logits - peak).exp_()
+        total = powers.sum(-1, keepdim=True)
+        logp = chosen - total[:, 0].log()
         if ctx.needs_input_grad[0]:
-            slope = every.exp_()  # softmax - onehot, in place: the sign is turned where there is less of it
+            slope = powers.div_(total)  # softmax - onehot, in place: the sign is turned where there is less of it
             slope[torch.arange(len(targets), device=slope.device), targets] -= 1
             if bend is not _straight:
                 with torch.enable_grad():
