@@ -36,4 +36,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

@@ -28,21 +28,24 @@ def run(
 ) -> dict[str, Any]:
     """Take a recipe through the nine steps and return its report, as `report.json` holds it.
 
-    out: the run's folder; by default `runs/` and the recipe's name. The same recipe run again goes on where it stopped. Raises a
-    `BurnishError` for whatever the user can put right.
+    out: the run's folder; by default `runs/` and the recipe's name, with the size of a sample. The same recipe run again goes on where it
+    stopped. Raises a `BurnishError` for whatever the user can put right.
     """
+    loaded, name = _load(recipe, overrides)  # before torch is imported: a misspelt key is told at once
+
     from burnish.pipeline import run_recipe
     from burnish.progress import Progress
 
-    loaded, name = _load(recipe, overrides)
     return run_recipe(loaded, Path(out) if out else RUNS / name, Progress(quiet=quiet))
 
 
 def plan(recipe: str | Path | Mapping[str, Any], *, overrides: Overrides = ()) -> Plan:
     """What a run would need (memory by part, tokens, steps, time), without loading any weights."""
+    loaded, _ = _load(recipe, overrides)
+
     from burnish.pipeline import plan_recipe
 
-    return plan_recipe(_load(recipe, overrides)[0])
+    return plan_recipe(loaded)
 
 
 def check(files: str | Path | list[str], *, columns: Mapping[str, str] | None = None) -> Check:
@@ -94,12 +97,14 @@ def doctor() -> list[dict[str, str]]:
 
 
 def _load(recipe: str | Path | Mapping[str, Any], overrides: Overrides) -> tuple[Recipe, str]:
-    """The recipe and the name of its run."""
+    """The recipe and the name of its run; a try on a sample has another name than the real run."""
     from burnish.recipe import load_recipe, make_recipe, with_overrides
 
     if isinstance(recipe, Mapping):
         loaded = make_recipe(with_overrides(dict(recipe), overrides))
-        return loaded, loaded.name or "run"
-    path = Path(recipe)
-    loaded = load_recipe(path, overrides)
-    return loaded, loaded.name or (path.stem if path.stem != "recipe" else path.resolve().parent.name)
+        name = loaded.name or "run"
+    else:
+        path = Path(recipe)
+        loaded = load_recipe(path, overrides)
+        name = loaded.name or (path.stem if path.stem != "recipe" else path.resolve().parent.name)
+    return loaded, f"{name}-sample{loaded.data.sample}" if loaded.data.sample else name

@@ -91,7 +91,9 @@ class Run:
             return [parse(record["row"], *record["place"]) for record in kept]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"the kept rows cannot be read: {error}", where=str(path), hint=f"rm -r {self.folder}"
+                f"the kept rows cannot be read: {error}",
+                where=str(path),
+                hint=f"rm {self.folder / 'steps' / 'clean.json'}   makes them again",
             ) from error
 
 

@@ -109,7 +109,12 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
             if isinstance(names := getattr(recipe.data, split), list)
             for name in names
         ]
-        key = key_of(source, config.to_dict(), files_key(files))
+        schema = recipe.task.json_schema
+        scorer_for(recipe.task.kind, recipe.task.metric, schema=read_schema(schema), labels=recipe.task.labels)
+        files += [schema] if isinstance(schema, str) else []
+        parts = [(one.name, one.stat()) for one in sorted(Path(source).glob("*"))]
+        made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
+        key = key_of(source, made_of, config.to_dict(), files_key(files), importlib.metadata.version("burnish"))
         write_text(run.folder / "recipe.yaml", recipe.dump())
         if not recipe.task.goal:
             run.progress.say(
@@ -189,7 +194,10 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
             "sequences": train.sequences,
             "ended": train.ended,
         }
-        run.learn(tokens=counts)
+        lost = ledger.by_reason("dropped")
+        rows = {"train": len(train.rows), "validation": len(validation.rows), "test": len(test.rows)}
+        run.learn(tokens=counts, rows=rows, dropped={**run.evidence.dropped, **lost})
+        run.parts["data"] |= rows | {"dropped": {**run.parts["data"]["dropped"], **lost}}
         run.parts["task"] = {"kind": recipe.task.kind, "system": system}
         lengths = histogram(train.lengths)
         run.parts["data"] |= {
@@ -394,8 +402,9 @@ def finish(run: Run, recipe: Recipe) -> dict[str, Any]:
     guards = check_all(run.evidence)
     evaluation = run.parts.get("evaluation")
     verdict, reasons = judge(evaluation, guards)
-    if failed := next((step for step in run.steps if step["status"] == "failed"), None):
-        verdict, reasons = "stop", [f"Step {failed['n']}, {failed['name']}: {failed['summary']}.", *reasons]
+    if undone := next((step for step in run.steps if step["status"] in ("failed", "not_run")), None):
+        why = undone["summary"] or "the run ended before it"
+        verdict, reasons = "stop", [f"Step {undone['n']}, {undone['name']}: {why}.", *reasons]
     report = {
         "schema": 1,
         "burnish": importlib.metadata.version("burnish"),

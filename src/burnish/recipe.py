@@ -118,7 +118,7 @@ class Deploy(Section):
 
 
 class Recipe(Section):
-    """A whole recipe. source: the file it came from, for messages and relative paths."""
+    """A whole recipe."""
 
     model: str = "smollm2-135m"
     name: str = ""

@@ -158,3 +158,16 @@ def test_bf16_stays_near_float32(make_model, documents):
     half, full = Net(model, precision="bf16")(batch, LOGP).logp, Net(model)(batch, LOGP).logp
     assert half.dtype == torch.float32
     assert 0 < float((half - full).abs().mean()) < 0.1
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_log_probabilities_are_exact_over_a_wide_vocabulary(make_model, frozen):
+    torch.manual_seed(0)
+    net = Net(make_model())
+    head = nn.Linear(32, 128_000, bias=False).requires_grad_(not frozen)
+    nn.init.normal_(head.weight, std=0.5)
+    net.language_model.set_output_embeddings(head)
+    hidden, targets = torch.randn(64, 32), torch.randint(128_000, (64,))
+    wanted = (hidden.double() @ head.weight.double().T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    found = net._head_logp(hidden, targets).double()
+    assert float((found - wanted).abs().max()) < 6e-6

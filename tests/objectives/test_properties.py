@@ -1,4 +1,4 @@
-"""What every objective must satisfy (docs/architecture.md, rule 4), whichever they are: a new file of `objectives/` is tested at once."""
+"""What every objective must satisfy (docs/architecture.md, rule 3), whichever they are: a new file of `objectives/` is tested at once."""
 
 from __future__ import annotations
 

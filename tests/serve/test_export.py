@@ -80,7 +80,8 @@ def exported(tuned, chat, model_folder, tmp_path):
     """The folder of a run with both artefacts and its report."""
     folder = tmp_path / "run"
     export(tuned, chat, model_folder(), folder, ["adapter", "merged"], SEQUENCES)
-    report = REPORT | {"model": REPORT["model"] | {"source": model_folder()}}
+    made = {"adapter": "adapter", "merged": "merged"}
+    report = REPORT | {"model": REPORT["model"] | {"source": model_folder()}, "artifacts": made}
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
     return folder
 
@@ -264,3 +265,8 @@ def test_the_card_of_a_run_that_was_not_compared_says_so(tmp_path):
     card = write_card(report, tmp_path).read_text(encoding="utf-8")
     assert "not compared" in card
     assert "nan" not in card
+
+
+def test_what_an_earlier_recipe_left_in_the_folder_is_not_this_runs_model(exported):
+    with pytest.raises(CheckpointError, match="neither"):
+        load_run(exported, REPORT)

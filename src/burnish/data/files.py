@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from burnish.data.ledger import Action, Entry, Ledger
 from burnish.data.private import masked
-from burnish.errors import RowError
+from burnish.errors import BurnishError, RowError
 
 CHUNK = 1 << 20  # bytes read at once
 PACKED_CHUNK = 1 << 12  # bytes unpacked at once: so little that not even a bomb fills the memory in one step
@@ -146,6 +146,8 @@ def _unpack(packed: Iterable[bytes], zstd: bool, intake: Intake) -> Iterator[byt
                 unpacker = _unpacker(zstd)
             try:
                 data = unpacker.decompress(piece)
+            except BurnishError:  # a signal to stop, too
+                raise
             except Exception as error:  # zstandard's own error type exists only where it is installed
                 found = f"the packed data are damaged: {error}"
                 raise intake.useless(found, "the whole file", "fetch it again") from error

@@ -19,7 +19,7 @@ from burnish.data.files import (
     open_unpacked,
     refuse_other,
 )
-from burnish.errors import RowError
+from burnish.errors import BurnishError, RowError
 
 MAX_CELL = 1 << 28  # characters
 MAX_CELL_LINES = 1000  # lines of a quoted cell; a quote that is still open then was never closed
@@ -169,6 +169,8 @@ def hub_records(name: str, intake: Intake) -> Iterator[Record]:
     try:
         for number, row in enumerate(load_dataset(name, split="train", streaming=True), 1):
             yield number, row, ""
+    except BurnishError:  # a signal to stop, too
+        raise
     except Exception as error:  # the network, the hub and each data set's files fail in their own ways
         hint = "check the name and the network, or download it and give the file"
         raise intake.useless(

@@ -280,9 +280,11 @@ def render_rows(rows: Iterable[Row], chat: Chat, ledger: Ledger) -> Rendered:
             reason = "the answer is wholly cut off at max_length" if cut else "no token of it is trained"
             fix = longer if cut else "leave the row out, or give an answer of it a weight"
             ledger.add(Entry(row.file, row.line, "dropped", reason, before=row.prompt_text(), fix=fix))
+            done.sequences += len(group)
+            done.truncated += sum(bool(seq.lost) for seq in group)
             continue
         if cut:
-            done.truncated += 1
+            done.truncated += sum(bool(seq.lost) for seq in kept)
             ledger.add(
                 Entry(row.file, row.line, "noted", "cut off at max_length", before=row.answer_text(), fix=longer)
             )
@@ -292,7 +294,8 @@ def render_rows(rows: Iterable[Row], chat: Chat, ledger: Ledger) -> Rendered:
             done.sequences += 1
             done.tokens += len(seq)
             done.trained += seq.trained
-            done.ended += any(
+            goes_on = isinstance(row, Text) and seq is not kept[-1]  # a piece of a long text ends in its last piece
+            done.ended += goes_on or any(
                 weight and token in chat.end_ids for token, weight in zip(seq.ids, seq.weight, strict=True)
             )
             done.longest_answer = max(done.longest_answer, seq.trained)

@@ -116,7 +116,9 @@ def make_items(rows: Sequence[Row], chat: Chat, group_by: str | None) -> list[It
         turns, reference = ((), "") if isinstance(row, Text) else question_and_answer(row)
         prompt = [] if isinstance(row, Text) else chat.prompt(turns, getattr(row, "tools", ()))
         value = row.extra.get(group_by) if group_by else None
-        cluster = row.where if value in (None, "") else str(value)  # a row without a value stands alone, as in the split
+        cluster = (
+            row.where if value in (None, "") else str(value)
+        )  # a row without a value stands alone, as in the split
         items.append(Item(row.where, row.prompt_text(), reference, prompt, chat.render(row), cluster))
     return items
 

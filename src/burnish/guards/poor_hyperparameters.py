@@ -12,7 +12,7 @@ class PoorHyperparameters:
         return Verdict(
             "not_run",
             "no other settings were tried",
-            fix="run again with --set train.learning_rate=... and compare with burnish runs",
+            fix="--set train.learning_rate=... --out runs/ANOTHER   then burnish runs compares them",
         )
 
 

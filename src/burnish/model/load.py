@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from burnish.errors import ModelError
+from burnish.errors import BurnishError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -187,6 +187,8 @@ def _explained(source: str) -> Iterator[None]:
 
     try:
         yield
+    except BurnishError:  # a signal to stop, too
+        raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0][:300]
         if "trust_remote_code" in str(error):

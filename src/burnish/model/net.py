@@ -107,8 +107,8 @@ class _FrozenHead(torch.autograd.Function):
         logits = bend(raw)
         # By hand, with one exponential: log_softmax on the CPU is off by 1e-5 over a wide vocabulary, and gradients show it.
         peak = logits.amax(-1, keepdim=True)  # (N,1)
-        chosen = (logits.gather(-1, targets[:, None]) - peak)[:, 0]  # taken first: the next line may overwrite raw
-        powers = logits.sub_(peak).exp_() if bend is _straight else (logits - peak).exp_()
+        chosen = (logits.gather(-1, targets[:, None]) - peak)[:, 0]
+        powers = logits.sub_(peak).exp_()  # in place: raw is needed again only where bend made a tensor of its own
         total = powers.sum(-1, keepdim=True)
         logp = chosen - total[:, 0].log()
         if ctx.needs_input_grad[0]:

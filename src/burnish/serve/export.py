@@ -182,15 +182,16 @@ def export_run(run: Path, to: Path, kinds: Collection[str], *, force: bool = Fal
         else ["Hello"]
     )
     parity = export(model, chat, source, to, kinds, [chat.prompt((Turn("user", text),)) for text in asked])
-    write_card(report, to, forced=report["verdict"] != "ship")
+    write_card(report, to, forced=report["verdict"] == "stop")
     return parity
 
 
 def load_run(run: Path, report: Mapping[str, Any]) -> Any:
     """The tuned model of a run in float32: its adapter on the base model where it has one, else what was merged."""
-    if (run / "adapter").is_dir():
+    made = report.get("artifacts", {})  # what an earlier recipe left in the folder is not this run's
+    if "adapter" in made and (run / "adapter").is_dir():
         return load_adapter(run / "adapter", report["model"]["source"])
-    if (run / "merged").is_dir():
+    if "merged" in made and (run / "merged").is_dir():
         return load_model(str(run / "merged"), dtype=torch.float32)
     raise CheckpointError(
         "the run has neither adapter/ nor merged/", where=str(run), hint="burnish run RECIPE   makes them"
@@ -225,7 +226,7 @@ def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) ->
         f"| {guard['n']} | {guard['mistake']} | {guard['status']} | {guard['found']} |" for guard in report["guards"]
     )
     front = {"base_model": model.get("name"), "library_name": "peft", "tags": ["burnish", task.get("kind")]}
-    warning = '\n> Exported by force: the verdict of its run is not "ship".\n' if forced else ""
+    warning = '\n> Exported by force: the verdict of its run is "stop".\n' if forced else ""
     text = f"""---
 {json.dumps(front)}
 ---

@@ -156,7 +156,7 @@ def make_plan(recipe: Recipe, config: PretrainedConfig, shape: nn.Module, work: 
         fits=fits,
         would_fit="" if fits else _what_would_fit(recipe, settings, memory, HEADROOM * available),
         tokens_per_second=round(rate, 1),
-        seconds=round(work.tokens * settings.epochs / rate + answering, 1),
+        seconds=round(work.tokens * settings.steps * settings.batch_size / work.rows / rate + answering, 1),
     )
 
 

@@ -47,7 +47,7 @@ class Session:
     def run(self, metrics: Path, trackers: list[Tracker]) -> dict[str, Any]:
         """Train to the end and return the report's `training`. Raises Interrupted, once all is saved, on a signal to stop."""
         record = Record(metrics, trackers, Ticker(self.progress))
-        validate = self._validation()
+        validate = self._validation(record)
         every = None if self.settings.save_every == "auto" else self.settings.save_every
         save = Save(self.store, self.optim, self.feed.state_dict, validate, every)
         self._resume(validate, save, record)
@@ -98,13 +98,13 @@ class Session:
         self.store.notes.append(f"went on from step {step}")
         self.progress.say(f"  going on from checkpoints/step-{step:06d}")
 
-    def _validation(self) -> Validate:
+    def _validation(self, record: Record) -> Validate:
         """Looks before training and `validations` times during it; the last look is at the last step."""
         total, looks = self.feed.total_steps, self.settings.validations
         due = {round(total * number / looks) for number in range(looks + 1)} if self.exam.items else set()
-        return Validate(self._look, frozenset(due), self.settings.patience)
+        return Validate(lambda step: self._look(step, record), frozenset(due), self.settings.patience)
 
-    def _look(self, step: int) -> Validation:
+    def _look(self, step: int, record: Record) -> Validation:
         with self.stop.held(hold=False):  # nothing changes here, so a signal need not wait
             count = len(self.exam.items)
             sitting = self.exam.sit(
@@ -116,14 +116,16 @@ class Session:
         scores = [score[self.exam.item_metric] for score in sitting.scores]
         answers = sitting.answers[:FIXED_PROMPTS]
         found = Validation(step, sitting.loss, figures[self.exam.metric], figures, answers, scores)
+        record.write(
+            step, {"validation_loss": found.loss, **{f"validation_{name}": value for name, value in figures.items()}}
+        )
         self.progress.say(
             f"    step {step}/{self.feed.total_steps}: validation loss {found.loss:.3f}, {self.exam.metric} {found.metric:.3f}"
         )
-        if sitting.answers[0]:
-            asked, answered = (
-                " ".join(text.split())[:150] for text in (self.exam.items[0].question, sitting.answers[0])
-            )
-            self.progress.say(f"      {asked}\n      → {answered}")
+        if any(answers):  # plain text is read, not answered
+            for item, answer in zip(self.exam.items, answers, strict=False):
+                asked, answered = (" ".join(text.split())[:110] for text in (item.question, answer))
+                self.progress.say(f"      {asked}\n      → {answered}")
         return found
 
     def _report(self, record: Record, validate: Validate, reason: str) -> dict[str, Any]:
@@ -177,7 +179,7 @@ def load_trained(net: Net, weights: Mapping[str, Tensor]) -> None:
         raise CheckpointError(
             "its weights are not those that this recipe trains",
             where="checkpoints",
-            hint="rm -r the checkpoints folder",
+            hint="--out ANOTHER   begins anew",
         )
     with torch.no_grad():
         for name, parameter in mine.items():
