@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from burnish.data.clean import clean_rows
-from burnish.data.dedup import drop_duplicates
+from burnish.data.dedup import Match, drop_duplicates
 from burnish.data.ledger import Entry, Ledger
 from burnish.data.rows import Labelled, Row
 from burnish.data.sources import read_rows
@@ -36,20 +36,28 @@ def prepare(recipe: Recipe, ledger: Ledger, *, special_tokens: Collection[str], 
         rows = read_rows(files, ledger, columns=data.columns)
         return clean_rows(_only(rows, data.only, ledger), ledger, special_tokens=special_tokens, redact=data.redact)
 
-    pool = drop_duplicates(rows_of(data.train), ledger, near=data.near_duplicates)
-    if data.sample:
-        pool = _sample(pool, data.sample, recipe.train.seed, ledger)
+    pool = list(rows_of(data.train))
     given = {
         split: list(rows_of(files))
         for split in ("validation", "test")
         if isinstance(files := getattr(data, split), list)
     }
+    action, leaks = recipe.guards.leakage.action, list[Match]()
+    if (
+        given
+    ):  # held against the files as they are: once its duplicates are gone, the very copy of a test row may be gone too
+        whole = guard(Splits(pool, given.get("validation", []), given.get("test", [])), action, ledger)
+        pool, leaks = whole.train, [match for match in whole.matches if match.kind != "near"]
+        given = {split: getattr(whole, split) for split in given}
+    pool = drop_duplicates(pool, ledger, near=data.near_duplicates)
     if data.sample:
+        pool = _sample(pool, data.sample, recipe.train.seed, ledger)
         given = {
             split: _sample(rows, max(8, data.sample // 4), recipe.train.seed, ledger) for split, rows in given.items()
         }
     _check(pool, given, kinds, recipe)
-    guarded = guard(_split(pool, given, data, recipe), recipe.guards.leakage.action, ledger)
+    guarded = guard(_split(pool, given, data, recipe), action, ledger)
+    guarded = replace(guarded, matches=[*leaks, *guarded.matches])
     left = len(guarded.train) + len(guarded.validation) + len(guarded.test)
     return Prepared(guarded, left + ledger.dropped)
 
