@@ -84,3 +84,7 @@ def test_in_a_masked_text_nothing_is_found(text: str):
 @given(st.text())
 def test_a_text_without_findings_is_its_own_mask(text: str):
     assert bool(find_private(text)) == (masked(text) != text)
+
+
+def test_a_secret_behind_a_letter_of_another_script_is_found():
+    assert masked("ะAKIAIOSFODNN7EXAMPLE") == "ะ[AWS key]"
