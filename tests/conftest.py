@@ -7,9 +7,11 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from burnish.model.load import load_model
+from burnish.model.load import Head, load_model
+from tiny_runs import LABELS
 
 ARCHITECTURES = ("llama", "qwen3", "gemma2", "mistral")
+FURTHER = ("gemma3_text", "qwen3_moe")  # for tests that name their families: windows in some layers only, and experts
 CONTROL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -23,6 +25,14 @@ hypothesis.settings.load_profile("untimed")
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="torch.cuda.is_available() is false: there is no GPU here"))
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +94,13 @@ def make_model(model_folder):
     return lambda architecture="llama": load_model(model_folder(architecture), dtype=torch.float32).eval()
 
 
+@pytest.fixture
+def make_classifier(model_folder, tokenizer):
+    """A function from the name of a family to a fresh tiny model in float32 with a score head for LABELS: the same weights each time."""
+    head = Head(LABELS, tokenizer.pad_token_id)
+    return lambda architecture="llama": load_model(model_folder(architecture), dtype=torch.float32, head=head).eval()
+
+
 @pytest.fixture(params=ARCHITECTURES)
 def architecture(request) -> str:
     return request.param
@@ -97,6 +114,8 @@ def _config(architecture, tokenizer):
         "qwen3": {"head_dim": 16},
         "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "final_logit_softcapping": 10.0, "sliding_window": 16},
         "mistral": {"sliding_window": 16},
+        "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "sliding_window_pattern": 2},
+        "qwen3_moe": {"head_dim": 16, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2},
     }[architecture]
     return AutoConfig.for_model(
         architecture,

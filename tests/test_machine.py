@@ -19,7 +19,7 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch):
     """The speed of the machine is not measured anew for each test."""
-    monkeypatch.setattr("burnish.train.memory.measured_rate", lambda device, precision: 1e12)
+    monkeypatch.setattr("burnish.train.speed.measured_rate", lambda device, precision: 1e12)
 
 
 def found() -> dict[str, dict[str, str]]:

@@ -70,6 +70,10 @@ def test_a_word_that_looks_a_little_like_a_number_is_a_word(text):
         ("adapter: {r: 4, lora_dropout: 0.1}", "adapter", {"rank": 4, "dropout": 0.1}),
         ("target_modules: [q_proj]", "adapter", {"targets": ["q_proj"]}),
         ("task: {schema: s.json}", "task", {"json_schema": "s.json"}),
+        ("optim: adamw_bnb_8bit", "train", {"optimizer": "adamw8bit"}),
+        ("optim: adamw_torch_fused", "train", {"optimizer": "adamw"}),
+        ("train: {optimizer: adamw8bit}", "train", {"optimizer": "adamw8bit"}),
+        ("torch_compile: true", "train", {"compile": True}),
     ],
 )
 def test_the_names_of_other_trainers_mean_the_same(read, foreign, section, own):
@@ -86,6 +90,15 @@ def test_one_key_by_two_names_is_refused(mapping):
 def test_a_flat_name_joins_the_section_that_is_there(read):
     train = read("data: {train: rows.jsonl}\ntrain: {seed: 7}\nnum_train_epochs: 2").train
     assert (train.seed, train.epochs) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    "train", ["precision: fp7", "recompute: some", "optimizer: lion", "compile: maybe", "memory_limit: 0"]
+)
+def test_a_setting_that_there_is_not_is_refused_with_its_key(refused, train):
+    key = train.split(":")[0]
+    error = refused(f"data: {{train: rows.jsonl}}\ntrain: {{{train}}}")
+    assert f"`train.{key}" in error.found
 
 
 def test_a_dumped_recipe_reads_as_the_same_recipe(read):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 
+LABELS = ("green", "red", "yellow")  # what the tiny models with a score head tell apart
 SYLLABLES = ("ba", "ko", "ri", "tu", "ne", "sa", "lo", "mi", "fe", "du", "gra", "pel", "zin", "vor")
 
 

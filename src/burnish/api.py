@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from burnish.data.check import Check
     from burnish.recipe import Recipe
-    from burnish.serve.chat import Conversation
-    from burnish.train.memory import Plan
+    from burnish.serve.chat import Classifier, Conversation
+    from burnish.train.plan import Plan
 
 Overrides = Iterable[str] | Mapping[str, Any]
 RUNS = Path("runs")
@@ -62,15 +62,18 @@ def init(data: str | Path, *, goal: str = "", model: str = "smollm2-135m") -> st
     return recipe_for(str(data), goal=goal, model=model)
 
 
-def load(folder: str | Path, *, force: bool = False) -> Conversation:
-    """The tuned model of a run, to talk to. Raises CheckpointError where its verdict is "stop" and `force` is not given."""
+def load(folder: str | Path, *, force: bool = False) -> Conversation | Classifier:
+    """The tuned model of a run, to talk to or to have texts classified.
+
+    Raises CheckpointError where its verdict is "stop" and `force` is not given.
+    """
     from burnish.folder import read_report
-    from burnish.serve.chat import Conversation
+    from burnish.serve.chat import open_run
     from burnish.serve.export import refuse_unless_fit
 
     report = read_report(folder)
     refuse_unless_fit(report, force=force)
-    return Conversation(folder, report)
+    return open_run(folder, report)
 
 
 def export(

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain, pairwise
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 Atom = Literal["seq", "group", "step"]
-GRAIN = 64  # a row's length is a multiple of it: a library builds a kernel for each new shape, so few shapes are quick
+GRAIN, LONG_GRAIN = (
+    64,
+    256,
+)  # a row's length is a multiple of it (of the second above 1024 tokens): few shapes are quick
 
 
 @dataclass
@@ -23,7 +27,7 @@ class Seq:
     """One tokenized sequence, not yet a tensor.
 
     ids: T token ids. weight: T floats, weight[t] scales the loss of predicting ids[t]; 0 is not trained.
-    y: class, grade, or 1/0 for chosen/rejected. tokens, values: streams, T long and scalar. where: "file:line" it came from.
+    y: class (-1 for none), grade, or 1/0 for chosen/rejected. tokens, values: streams, T long and scalar. where: "file:line" it came from.
     lost: trained tokens that were cut off its end.
     """
 
@@ -56,12 +60,15 @@ class Batch:
     pos: Tensor  # (R,T) int64, restarts at each sequence: that is what keeps packed sequences apart
     seq: Tensor  # (R,T) int64, -1 on padding
     weight: Tensor  # (R,T) float32
+    trained: Tensor  # (N,) int64, flat index of each token with a weight
+    edges: Tensor  # (E,) int32, flat index where each sequence begins, padding among them, and where the last ends
     last: Tensor  # (S,) int64, flat index of a sequence's last token
     group: Tensor  # (S,) int64, non-decreasing
     y: Tensor  # (S,) float32
     tokens: dict[str, Tensor]  # streams, (R,T)
     values: dict[str, Tensor]  # streams, (S,)
     where: tuple[str, ...]  # S places, to name the rows of a bad step
+    longest: int = 0  # a power of two that no sequence is longer than, padding among them
 
     @property
     def sequences(self) -> int:
@@ -76,11 +83,15 @@ class Batch:
         return int((self.seq >= 0).sum())
 
     def to(self, device: torch.device) -> Batch:
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
+        """The same on a device. What goes to a GPU goes from pinned memory, so that the host does not wait for it."""
+
+        def move(x: Tensor) -> Tensor:
+            far = device.type == "cuda" and x.device.type == "cpu"
+            return x.pin_memory().to(device, non_blocking=True) if far else x.to(device)
+
+        moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
         streams: dict[str, Any] = {
-            name: {key: x.to(device) for key, x in getattr(self, name).items()} for name in ("tokens", "values")
+            name: {key: move(x) for key, x in getattr(self, name).items()} for name in ("tokens", "values")
         }
         return replace(self, **moved, **streams)
 
@@ -90,9 +101,11 @@ class Outputs:
     """What an objective may ask of a net by name in `needs`; None where it did not.
 
     logp: (R,T) float32, log p(ids[t] | ids[<t]) within the sequence; 0 where the weight is 0.
+    score: (S,C) float32, what the score head makes of each sequence's last token.
     """
 
     logp: Tensor | None = None
+    score: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -140,32 +153,39 @@ def pack(groups: Sequence[Group], *, row_tokens: int, task: str = "", pad: int =
 
 
 def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
-    longest = max((sum(len(seq) for _, seq in row) for row in rows), default=0)
-    shape = (len(rows), -(-longest // GRAIN) * GRAIN)
+    length = _rounded(max((sum(len(seq) for _, seq in row) for row in rows), default=0))
+    shape = (len(rows), length)
     ids, pos, seq_of = (torch.full(shape, fill, dtype=torch.int64) for fill in (pad, 0, -1))
     weight = torch.zeros(shape)
     placed = [(number, seq) for row in rows for number, seq in row]
     streams = {name: torch.zeros(shape) for _, seq in placed for name in seq.tokens}
+    edges: list[int] = [0]
     last: list[int] = []
     for r, row in enumerate(rows):
-        end = 0
-        for _, seq in row:
-            start, end = end, end + len(seq)
-            ids[r, start:end] = torch.tensor(seq.ids)
-            pos[r, start:end] = torch.arange(len(seq))
-            seq_of[r, start:end] = len(last)
-            weight[r, start:end] = torch.tensor(seq.weight)
-            weight[r, start] = 0  # the first token has no predictor
-            for name, stream in seq.tokens.items():
-                streams[name][r, start:end] = torch.tensor(stream)
-            last.append(r * shape[1] + end - 1)
-        pos[r, end:] = torch.arange(shape[1] - end)  # padding is a sequence of its own: nobody sees it
+        seqs = [seq for _, seq in row]
+        lengths = [len(seq) for seq in seqs]
+        end = sum(lengths)
+        ids[r, :end] = torch.tensor(list(chain.from_iterable(seq.ids for seq in seqs)))
+        pos[r] = torch.tensor(list(chain.from_iterable(map(range, [*lengths, length - end]))))
+        seq_of[r, :end] = torch.arange(len(last), len(last) + len(seqs)).repeat_interleave(torch.tensor(lengths))
+        # The first token of a sequence has no predictor.
+        weight[r, :end] = torch.tensor(list(chain.from_iterable([0.0, *seq.weight[1:]] for seq in seqs)))
+        for name in streams:
+            streams[name][r, :end] = torch.tensor(list(chain.from_iterable(seq.tokens[name] for seq in seqs)))
+        ends = [r * length + edge for edge in accumulate(lengths)]
+        edges += ends
+        last += [edge - 1 for edge in ends]
+        if end < length:  # padding is a sequence of its own: nobody sees it
+            edges.append((r + 1) * length)
+    gaps = [after - before for before, after in pairwise(edges)]
     return Batch(
         task=task,
         ids=ids,
         pos=pos,
         seq=seq_of,
         weight=weight,
+        trained=weight.flatten().nonzero()[:, 0],
+        edges=torch.tensor(edges, dtype=torch.int32),
         last=torch.tensor(last, dtype=torch.int64),
         group=torch.tensor([number for number, _ in placed], dtype=torch.int64),
         y=torch.tensor([seq.y for _, seq in placed]),
@@ -175,7 +195,13 @@ def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
             for name in (placed[0][1].values if placed else ())
         },
         where=tuple(seq.where for _, seq in placed),
+        longest=1 << (max(gaps, default=1) - 1).bit_length(),
     )
+
+
+def _rounded(length: int) -> int:
+    grain = GRAIN if length <= 1024 else LONG_GRAIN
+    return -(-length // grain) * grain
 
 
 def by_sequence(per_token: Tensor, batch: Batch) -> Tensor:

@@ -76,7 +76,8 @@ def _version(package: str) -> str | None:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    from burnish.train.memory import device_of_choice, measured_rate, precision_of_choice
+    from burnish.train.memory import device_of_choice, precision_of_choice
+    from burnish.train.speed import measured_rate
 
     device = device_of_choice()
     precision = precision_of_choice("auto", device)

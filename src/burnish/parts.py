@@ -5,23 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from burnish.core import Objective
+from burnish.data.classes import Classes
 from burnish.data.feed import Feed, total_steps
-from burnish.data.render import Chat, Rendered
+from burnish.data.render import Chat, Rendered, system_prompt
 from burnish.data.split import Guarded
 from burnish.errors import RecipeError
+from burnish.evaluate.runner import Exam, Item, make_items
+from burnish.evaluate.scored import ScoredExam
 from burnish.model.adapt import adapt, trained_parameters
-from burnish.model.load import empty_model, load_model, on_device
+from burnish.model.attention import by_edges
+from burnish.model.fast import accelerate
+from burnish.model.load import Head, empty_model, load_model, on_device
 from burnish.model.net import Net
+from burnish.model.quantize import quantize
 from burnish.recipe import Recipe
+from burnish.scoring import Scorer
 from burnish.train import memory
 from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate
+from burnish.train.plan import Plan, Workload, choose, make_plan, micro_candidates
 
 TASK = "main"  # the name of the one task; several tasks are several names in one step
 
@@ -39,13 +47,21 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Step 3. system: the system prompt of conversations that bring none."""
+    """Step 3. chat: what turns rows into ids, the same for all splits."""
 
     chat: Chat
-    system: str
     train: Rendered
     validation: Rendered
     test: Rendered
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Step 4: the net, and the settings under which the longest rows fit. taken: what was given up for them."""
+
+    net: Net
+    settings: memory.Settings
+    taken: list[str]
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,10 @@ class Trained:
 
 
 def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Settings:
-    """Every setting that the recipe leaves to us, from the size of the data, the model and the machine."""
+    """Every setting that the recipe leaves to us, from the size of the data, the model and the machine.
+
+    Raises RecipeError for what this machine cannot do.
+    """
     device = memory.device_of_choice()
     wanted = recipe.train
     rows = len(tokenized.train.groups)
@@ -70,32 +89,62 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
         if wanted.learning_rate == "auto"
         else wanted.learning_rate
     )
-    return memory.Settings(
+    settings = memory.Settings(
         batch_size=batch,
         micro_tokens=memory.micro_tokens_of_choice(wanted.micro_tokens, device, wanted.max_length),
         epochs=wanted.epochs,
         steps=steps,
         learning_rate=rate,
-        precision=memory.precision_of_choice(wanted.precision, device),
+        precision=memory.precision_of_choice(wanted.precision, device, recipe.adapter.method),
         device=str(device),
+        compile=device.type == "cuda" if wanted.compile == "auto" else wanted.compile,
     )
+    empty = empty_net(recipe, chosen, tokenized)
+    settings = replace(settings, one_row=by_edges(empty, device, settings.precision))
+    return choose(wanted, chosen.config, empty, workload(recipe, tokenized, settings), settings)
 
 
-def load_net(recipe: Recipe, chosen: Chosen, settings: memory.Settings) -> Net:
+def chat_of(recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Chat:
+    """What turns rows into ids: a conversation to continue, or a text for a score head to name the class of."""
+    labels = labels_of(recipe, guarded)
+    system = system_prompt(recipe.task.goal, labels)
+    if "score" in chosen.objective.needs:
+        return Classes(chosen.tokenizer, labels, system=system, max_length=recipe.train.max_length)
+    return Chat(chosen.tokenizer, system=system, max_length=recipe.train.max_length)
+
+
+def head_of(recipe: Recipe, chosen: Chosen, chat: Chat) -> Head | None:
+    """The score head that the rows are rendered for; None for a model that writes."""
+    return Head(chat.labels, chosen.tokenizer.pad_token_id, recipe.train.seed) if chat.labels else None
+
+
+def load_net(recipe: Recipe, chosen: Chosen, settings: memory.Settings, head: Head | None = None) -> Net:
     """The model on its device, made trainable: frozen weights in the precision of the run, trained ones always in float32."""
-    half = settings.precision == "bf16" and recipe.adapter.method != "full"
-    dtype = torch.bfloat16 if half else torch.float32
-    device = torch.device(settings.device)
-    model = on_device(
-        lambda: load_model(chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code), device
-    )
-    return Net(adapt(model, recipe.adapter, recipe.freeze), precision=settings.precision)
+    plain = settings.precision == "fp32" or recipe.adapter.method == "full"
+    dtype, device = torch.float32 if plain else torch.bfloat16, torch.device(settings.device)
+
+    def make() -> Any:
+        model: Any = load_model(chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code, head=head)
+        kind: Any = settings.precision
+        if kind not in ("fp8", "nf4"):
+            return adapt(model.to(device), recipe.adapter, recipe.freeze)
+        adapted = adapt(model, recipe.adapter, recipe.freeze)
+        quantize(adapted, kind, device=device)  # layer by layer, so that it never lies there in full
+        return adapted
+
+    net = Net(on_device(make, device), precision=settings.precision)
+    if settings.compile or settings.recompute != "none":
+        accelerate(net, compile=settings.compile, recompute=settings.recompute)
+    return net
 
 
 @contextlib.contextmanager
 def base_of(recipe: Recipe, chosen: Chosen, net: Net) -> Iterator[Net]:
-    """The model as it was before tuning: an adapter switched off is exactly that; full weights are loaded anew."""
-    if hasattr(net.model, "disable_adapter"):
+    """The model as it was before tuning: an adapter switched off is exactly that; full weights are loaded anew.
+
+    So is the model below a score head: before tuning it has no such head, but it can write.
+    """
+    if hasattr(net.model, "disable_adapter") and not hasattr(net.language_model, "score"):
         with net.model.disable_adapter():
             yield net
         return
@@ -111,7 +160,7 @@ def make_feed(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) -
         task=TASK,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
-        row_tokens=recipe.train.max_length,
+        row_tokens=None if settings.one_row else recipe.train.max_length,
         micro_tokens=settings.micro_tokens,
         seed=recipe.train.seed,
         max_steps=recipe.train.max_steps,
@@ -126,26 +175,72 @@ def make_optimizer(recipe: Recipe, net: Net, settings: memory.Settings) -> Optim
         warmup=recipe.train.warmup,
         weight_decay=recipe.train.weight_decay,
         clip=recipe.train.clip,
+        kind=settings.optimizer,
+        in_backward=settings.in_backward,
+        recorded=settings.graph,
     )
 
 
-def plan_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> memory.Plan:
+def plan_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> Plan:
     """The plan, from the model's shape on the meta device: no weight is loaded."""
-    shape = adapt(empty_model(chosen.config), recipe.adapter, recipe.freeze)
+    work = workload(recipe, tokenized, settings)
+    return make_plan(recipe, chosen.config, empty_net(recipe, chosen, tokenized), work, settings)
+
+
+def empty_net(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> Any:
+    """The adapted model on the meta device: sizes without weights."""
+    head = head_of(recipe, chosen, tokenized.chat)
+    return adapt(empty_model(chosen.config, head), recipe.adapter, recipe.freeze)
+
+
+def workload(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) -> Workload:
+    """What the rows ask for, cut into micro-batches of every size that may be chosen."""
     train, held_out = tokenized.train, (tokenized.validation, tokenized.test)
     looks = recipe.train.validations + 1
     asked = [min(len(held_out[0].rows), recipe.train.validation_items) * looks, 2 * len(held_out[1].rows)]
     answer = train.trained / max(train.sequences, 1)
     question = train.tokens / max(train.sequences, 1) - answer
-    work = memory.Workload(
+    feed, largest = make_feed(recipe, tokenized, settings), {}
+    for tokens in micro_candidates(recipe.train.micro_tokens, settings.micro_tokens, feed.longest):
+        feed.micro_tokens = tokens
+        hardest = feed.hardest()[0]
+        largest[tokens] = hardest.ids.numel(), int((hardest.weight != 0).sum())
+    return Workload(
         rows=len(train.groups),
         tokens=train.tokens,
         trained=train.trained,
-        longest=max(train.lengths),
+        longest=feed.longest,
         generated=int(sum(asked) * answer),
         prompted=int(sum(asked) * (2 * question + answer)),
+        step=feed.largest_step(),
+        largest=largest,
+        span=sum(length**2 for length in train.lengths) / sum(train.lengths),
     )
-    return memory.make_plan(recipe, chosen.config, shape, work, settings)
+
+
+def make_exams(recipe: Recipe, tokenized: Tokenized, scorer: Scorer | None) -> dict[str, Exam]:
+    """The exam of each held-out split, and `base`, which the base model sits: the test's, or the same questions to be answered in text."""
+    chat, row_tokens = tokenized.chat, recipe.train.max_length
+    longest = max(
+        (len(chat.tokenizer(one)["input_ids"]) for one in chat.labels), default=tokenized.train.longest_answer
+    )
+    room = recipe.task.max_new_tokens or min(512, longest * 5 // 4 + 8)
+
+    def items_of(split: str, chat: Chat) -> list[Item]:
+        return make_items(getattr(tokenized, split).rows, chat, recipe.data.group_by)
+
+    exams: dict[str, Exam] = {}
+    for split in ("validation", "test"):
+        items = items_of(split, chat)
+        exams[split] = (
+            ScoredExam(items, scorer, room, row_tokens, chat.labels)
+            if chat.labels
+            else Exam(items, scorer, room, row_tokens)
+        )
+    if not chat.labels:
+        return exams | {"base": exams["test"]}
+    writing = Chat(chat.tokenizer, system=chat.system, max_length=row_tokens)
+    return exams | {"base": Exam(items_of("test", writing), scorer, room, row_tokens)}
 
 
 def labels_of(recipe: Recipe, guarded: Guarded) -> list[str]:

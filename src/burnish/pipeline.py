@@ -19,18 +19,18 @@ from typing import Any
 
 import torch
 
-from burnish.data.feed import micro_batches
+from burnish.data.feed import Feed
 from burnish.data.ledger import Ledger
 from burnish.data.prepare import prepare
-from burnish.data.render import Chat, render_rows, system_prompt
+from burnish.data.render import render_rows
 from burnish.data.split import Guarded
-from burnish.errors import DataGuardError, RowError
+from burnish.errors import DataGuardError, RecipeError, RowError
 from burnish.evaluate.report import write_html
-from burnish.evaluate.runner import Exam, Sitting, check_answerable, compare, make_items
+from burnish.evaluate.runner import Exam, Sitting, check_answerable, compare
 from burnish.evaluate.verdict import judge
 from burnish.folder import Run, cut_back, files_key, key_of, now, write_text
 from burnish.guards import Evidence, check_all
-from burnish.model.adapt import trained_groups, trained_parameters
+from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
 from burnish.model.load import find_model, load_config, load_tokenizer
 from burnish.model.net import Net
 from burnish.model.sample import Sampler
@@ -40,9 +40,13 @@ from burnish.parts import (
     Chosen,
     Tokenized,
     Trained,
+    Tried,
     base_of,
+    chat_of,
+    head_of,
     labels_of,
     load_net,
+    make_exams,
     make_feed,
     make_optimizer,
     plan_of,
@@ -56,7 +60,10 @@ from burnish.serve.export import export, try_adapter, write_card
 from burnish.train import memory
 from burnish.train.checkpoint import Store
 from burnish.train.hooks import StopSignal
+from burnish.train.ladder import Ladder
 from burnish.train.loop import check_streams
+from burnish.train.optim import Optim
+from burnish.train.plan import Plan
 from burnish.train.session import Session, load_trained
 from burnish.train.smoke import smoke
 from burnish.train.trackers import open_trackers
@@ -75,11 +82,11 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
             chosen = choose(run, recipe)
             guarded = clean(run, recipe, chosen)
             tokenized = tokenize(run, recipe, chosen, guarded)
-            settings = settle(recipe, chosen, tokenized)
-            net = try_out(run, recipe, chosen, tokenized, settings)
-            set_up(run, recipe, chosen, tokenized, settings)
+            settings = decide(run, recipe, chosen, tokenized)
+            tried = try_out(run, recipe, chosen, tokenized, settings)
+            set_up(run, recipe, chosen, tokenized, tried.settings)
             exams = define_metric(run, recipe, tokenized, guarded)
-            trained = train(run, recipe, chosen, tokenized, settings, net, exams, stop)
+            trained = train(run, recipe, chosen, tokenized, tried, exams, stop)
             evaluate(run, recipe, chosen, tokenized, trained, exams)
             deploy(run, recipe, chosen, tokenized, trained)
     finally:
@@ -87,7 +94,7 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
     return report
 
 
-def plan_recipe(recipe: Recipe) -> memory.Plan:
+def plan_recipe(recipe: Recipe) -> Plan:
     """What a run would need: the data are read and tokenized, no weight is loaded, and nothing is kept."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), Progress(quiet=True), Evidence(recipe), "plan")
@@ -100,6 +107,13 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
     """1: the model, its tokenizer, the objective and the files of examples."""
     with run.step("choose") as record:
         objective = make_objective(recipe.objective)
+        if "score" in objective.needs and recipe.task.kind != "classify":
+            raise RecipeError(
+                f"the objective {recipe.objective} learns labels, and the task is to {recipe.task.kind}",
+                where="task.kind",
+                expected="classify",
+                hint="--set task.kind=classify   or --set objective=sft",
+            )
         source = find_model(recipe.model)
         config = load_config(source, trust_remote_code=recipe.trust_remote_code)
         tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
@@ -177,8 +191,7 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
 def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Tokenized:
     """3: ids and weights through the model's own chat template."""
     with run.step("tokenize") as record:
-        system = system_prompt(recipe.task.goal, labels_of(recipe, guarded))
-        chat = Chat(chosen.tokenizer, system=system, max_length=recipe.train.max_length)
+        chat = chat_of(recipe, chosen, guarded)
         with Ledger(run.folder / "ledger.jsonl", append=True) as ledger:
             train, validation, test = (
                 render_rows(getattr(guarded, split), chat, ledger) for split in ("train", "validation", "test")
@@ -193,12 +206,13 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
             "truncated": train.truncated,
             "sequences": train.sequences,
             "ended": train.ended,
+            "labelled": train.sequences if chat.labels else 0,
         }
         lost = ledger.by_reason("dropped")
         rows = {"train": len(train.rows), "validation": len(validation.rows), "test": len(test.rows)}
         run.learn(tokens=counts, rows=rows, dropped={**run.evidence.dropped, **lost})
         run.parts["data"] |= rows | {"dropped": {**run.parts["data"]["dropped"], **lost}}
-        run.parts["task"] = {"kind": recipe.task.kind, "system": system}
+        run.parts["task"] = {"kind": recipe.task.kind, "system": chat.system, "max_length": chat.max_length}
         lengths = histogram(train.lengths)
         run.parts["data"] |= {
             "tokens": train.tokens,
@@ -207,30 +221,40 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
             "lengths": lengths,
         }
         share = train.trained / train.tokens
-        record["summary"] = (
-            f"{train.tokens:,} tokens, {train.trained:,} of them trained ({share:.0%}), {train.truncated} sequences cut"
-        )
-        return Tokenized(chat, system, train, validation, test)
+        learnt = f"{len(chat.labels)} labels" if chat.labels else f"{train.trained:,} of them trained ({share:.0%})"
+        record["summary"] = f"{train.tokens:,} tokens, {learnt}, {train.truncated} sequences cut"
+        return Tokenized(chat, train, validation, test)
 
 
-def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> Net:
+def decide(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Settings:
+    """The settings of the run. Decided once: what memory happens to be free when a run goes on must not make another run of it."""
+    train, device = tokenized.train, memory.device_of_choice()
+    memory.hold_to(recipe.train.memory_limit, device)
+    learnt = recipe.model_dump(mode="json", exclude=UNLEARNT)
+    key = key_of(chosen.key, learnt, len(train.groups), train.tokens, str(device))
+    kept = run.kept("settings", key) or run.keep("settings", key, asdict(settle(recipe, chosen, tokenized)))
+    return memory.Settings(**kept)
+
+
+def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> Tried:
     """4: load the model, make it trainable, and try every part of the run before the run."""
     with run.step("smoke") as record:
         torch.manual_seed(recipe.train.seed)
-        net = load_net(recipe, chosen, settings)
+        head = head_of(recipe, chosen, tokenized.chat)
         key = key_of(chosen.key, recipe.model_dump(mode="json", exclude=UNLEARNT), asdict(settings))
         kept = run.kept("smoke", key)
+        settings = memory.Settings(**kept["settings"]) if kept else settings
+        net = load_net(recipe, chosen, settings, head)
         if kept is None:
             feed = make_feed(recipe, tokenized, settings)
-            longest = sorted(tokenized.train.groups, key=lambda group: sum(map(len, group)))[-settings.batch_size :]
-            batches = list(micro_batches(longest, TASK, row_tokens=feed.row_tokens, micro_tokens=feed.micro_tokens))
-            biggest = max(batches, key=lambda batch: batch.ids.numel())
-            tasks = {TASK: (chosen.objective, 1.0)}
-            check_streams(tasks, batches)
-            seen = smoke(
-                net, tasks, TASK, tokenized.train.groups, tokenized.chat, [biggest], settings.learning_rate, try_adapter
-            )
-            kept = run.keep("smoke", key, {**asdict(seen), "summary": seen.summary})
+            ladder = make_ladder(run, recipe, net, settings, feed)
+            tasks, longest = {TASK: (chosen.objective, 1.0)}, feed.hardest()
+            check_streams(tasks, longest)
+            rate, groups = settings.learning_rate, tokenized.train.groups
+            seen = smoke(net, tasks, TASK, groups, tokenized.chat, longest, rate, try_adapter, ladder)
+            settings = ladder.settings
+            found = {"summary": seen.summary, "settings": asdict(settings), "ladder": ladder.taken}
+            kept = run.keep("smoke", key, asdict(seen) | found)
         else:
             record["status"] = "reused"
         run.progress.say(f"  what is trained stands between ⟪ and ⟫:\n{indented(kept['mask'])}")
@@ -238,12 +262,20 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             "name": recipe.model,
             "source": chosen.source,
             "method": recipe.adapter.method,
-            "parameters": sum(p.numel() for name, p in net.named_parameters() if "lora_" not in name),
+            "parameters": parameter_count(net.model),
             "trained_parameters": sum(p.numel() for p in trained_parameters(net.model).values()),
             "trained": trained_groups(net.model),
+            "head": asdict(head) if head else None,
         }
         record["summary"] = kept["summary"]
-        return net
+        return Tried(net, settings, kept["ladder"])
+
+
+def make_ladder(
+    run: Run, recipe: Recipe, net: Net, settings: memory.Settings, feed: Feed, optim: Optim | None = None
+) -> Ladder:
+    low_rank = recipe.adapter.method != "full"
+    return Ladder(net, settings, feed, low_rank=low_rank, optim=optim, say=run.progress.say)
 
 
 def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> None:
@@ -263,7 +295,7 @@ def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, setti
 
 
 def define_metric(run: Run, recipe: Recipe, tokenized: Tokenized, guarded: Guarded) -> dict[str, Exam]:
-    """6: what a good answer is, as an exam over the validation rows and one over the locked test rows."""
+    """6: what a good answer is, as an exam over the validation rows, one over the locked test rows, and the base model's own."""
     with run.step("metric") as record:
         task = recipe.task
         answered = check_answerable([*tokenized.validation.rows, *tokenized.test.rows])
@@ -273,20 +305,11 @@ def define_metric(run: Run, recipe: Recipe, tokenized: Tokenized, guarded: Guard
             if answered
             else None
         )
-        room = task.max_new_tokens or min(512, tokenized.train.longest_answer * 5 // 4 + 8)
-        exams = {
-            split: Exam(
-                make_items(getattr(tokenized, split).rows, tokenized.chat, recipe.data.group_by),
-                scorer,
-                room,
-                recipe.train.max_length,
-            )
-            for split in ("validation", "test")
-        }
+        exams = make_exams(recipe, tokenized, scorer)
         metric = exams["test"].metric
         run.parts["task"] |= {"metric": metric}
         sizes = f"{len(exams['validation'].items)} questions to validate with, {len(exams['test'].items)} locked"
-        record["summary"] = f"{metric}; {sizes}; answers of up to {room} tokens"
+        record["summary"] = f"{metric}; {sizes}; {exams['test'].manner}"
         return exams
 
 
@@ -295,13 +318,13 @@ def train(
     recipe: Recipe,
     chosen: Chosen,
     tokenized: Tokenized,
-    settings: memory.Settings,
-    net: Net,
+    tried: Tried,
     exams: dict[str, Exam],
     stop: StopSignal,
 ) -> Trained:
     """7: the loop, from the newest good checkpoint on; the best one by the metric is what it returns."""
     with run.step("train") as record:
+        net, settings = tried.net, tried.settings
         key = key_of(
             chosen.key,
             recipe.model_dump(mode="json", exclude=UNLEARNT),
@@ -311,20 +334,25 @@ def train(
         store = Store(run.folder / "checkpoints", key)
         kept = run.kept("train", key)
         if kept is None or not store.is_whole(kept["best_step"]):
+            feed, optim = make_feed(recipe, tokenized, settings), make_optimizer(recipe, net, settings)
+            ladder = make_ladder(run, recipe, net, settings, feed, optim)
+            ladder.taken += tried.taken
             session = Session(
                 net=net,
                 tasks={TASK: (chosen.objective, 1.0)},
-                feed=make_feed(recipe, tokenized, settings),
-                optim=make_optimizer(recipe, net, settings),
+                feed=feed,
+                optim=optim,
                 exam=exams["validation"].first(recipe.train.validation_items),
                 sampler=Sampler(net.model, chosen.tokenizer, tokenized.chat.end_ids),
                 store=store,
                 settings=recipe.train,
                 progress=run.progress,
                 stop=stop,
+                ladder=ladder,
             )
             trackers = open_trackers(recipe.log, run.name, run.folder, recipe.model_dump(mode="json"))
-            kept = run.keep("train", key, session.run(run.folder / "metrics.jsonl", trackers) | sizes_of(settings))
+            found = session.run(run.folder / "metrics.jsonl", trackers)
+            kept = run.keep("train", key, found | sizes_of(ladder.settings))
         else:
             record["status"] = "reused"
         load_trained(net, store.load_step(kept["best_step"]).weights)
@@ -362,7 +390,7 @@ def evaluate(
         if kept is None:
             tuned = sit(run, exam, trained.net, tokenized, "tuned")
             with base_of(recipe, chosen, trained.net) as base_net:
-                base = sit(run, exam, base_net, tokenized, "base")
+                base = sit(run, exams["base"], base_net, tokenized, "base")
             kept = run.keep("evaluate", key, compare(exam, base, tuned, seed=recipe.train.seed))
         else:
             record["status"] = "reused"
@@ -435,7 +463,8 @@ def sit(run: Run, exam: Exam, net: Net, tokenized: Tokenized, who: str) -> Sitti
 
 
 def sizes_of(settings: memory.Settings) -> dict[str, Any]:
-    return {"batch": settings.batch_size, "epochs": settings.epochs, "micro_tokens": settings.micro_tokens}
+    names = ("epochs", "micro_tokens", "recompute", "optimizer", "in_backward", "compile")
+    return {"batch": settings.batch_size, **{name: getattr(settings, name) for name in names}}
 
 
 def counted(read: int, ledger: Ledger) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from burnish.errors import RecipeError
 
 Kind = Literal["chat", "generate", "classify", "extract"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp8", "nf4"]
+Recompute = Literal["auto", "none", "elementwise", "mlp", "all", "offload"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
@@ -27,6 +28,20 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+OPTIMIZERS = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_8bit": "adamw8bit",
+    "adamw_bnb_8bit": "adamw8bit",
+}
+
+
+def _own_optimizer(value: Any) -> Any:
+    """Our name of an optimiser from that of transformers."""
+    return OPTIMIZERS.get(value, value) if isinstance(value, str) else value
+
+
+Optimizer = Annotated[Literal["auto", "adamw", "adamw8bit"], BeforeValidator(_own_optimizer)]
 Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -95,7 +110,14 @@ class Train(Section):
     validation_items: Annotated[int, Field(ge=1)] = 32  # answers generated at each of them
     patience: Annotated[int, Field(ge=1)] = 3  # validations without a better metric before the run stops
     save_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # steps; auto: about once a minute
-    precision: Precision = "auto"
+    precision: Precision = "auto"  # of the products; fp8 and nf4 store the frozen weights in 8 and 4 bits
+    recompute: Recompute = "auto"  # what the backward pass computes again to save memory; auto: as little as fits
+    optimizer: Annotated[Optimizer, Field(alias="optim")] = (
+        "auto"  # auto: 8-bit moments only where memory asks for them
+    )
+    compile: Annotated[bool | Literal["auto"], Field(alias="torch_compile")] = "auto"  # auto: on an accelerator
+    graph: bool | Literal["auto"] = "auto"  # CUDA graphs; auto: where the host would be the limit, as with small models
+    memory_limit: Annotated[float, Field(gt=0)] | None = None  # GiB that training may use of the accelerator
     seed: int = 0
 
 

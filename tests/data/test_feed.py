@@ -98,3 +98,27 @@ def test_steps_follow_from_rows_batch_and_epochs(groups, batch_size, epochs, mos
 
 def test_a_batch_larger_than_the_data_is_one_step():
     assert steps_per_epoch(5, 64) == 1
+
+
+def test_a_step_can_be_cut_anew_with_the_same_rows_in_the_same_order():
+    feed = make_feed(micro_tokens=64)
+    for micro in feed:
+        feed.micro_tokens = 8
+        smaller = feed.again()
+        assert places(smaller) == places(micro)
+        assert max(batch.real_tokens for batch in smaller) <= 8
+        feed.micro_tokens = 64
+    assert feed.step == feed.total_steps
+
+
+def test_the_hardest_micro_batch_is_the_largest_of_the_run():
+    feed = make_feed()
+    largest = max(batch.ids.numel() for micro in feed for batch in micro)
+    assert [batch.ids.numel() for batch in feed.hardest()] == [largest, largest]  # its step has another beside it
+    assert feed.largest_step() == max(sum(batch.real_tokens for batch in micro) for micro in make_feed())
+
+
+def test_a_micro_batch_that_is_a_whole_step_is_hardest_alone():
+    feed = make_feed(micro_tokens=1000)
+    assert len(feed.hardest()) == 1
+    assert feed.longest == 7

@@ -87,6 +87,7 @@ BAD = [
     (1, "warn", {"noted": {"conflicting labels": 2}}),
     (1, "warn", {"dropped": {"empty": 200}}),
     (2, "fail", {"tokens": GOOD.tokens | {"trained": 0}}),
+    (2, "warn", {"tokens": GOOD.tokens | {"trained": 0, "ended": 0, "labelled": 400, "truncated": 20}}),
     (2, "fail", {"tokens": GOOD.tokens | {"ended": 399}}),
     (2, "warn", {"tokens": GOOD.tokens | {"truncated": 20, "ended": 380}}),
     (2, "warn", {"noted": {"secret (key)": 1}}),
@@ -101,6 +102,7 @@ BAD = [
     (7, "fail", {"matches": [match("13-gram")]}),
     (7, "fail", {"matches": [match("minhash")]}),
     (8, "warn", {"plan": PLAN | {"fits": False, "would_fit": "--set adapter.rank=4"}}),
+    (8, "warn", {"training": TRAINING | {"ladder": ["step 3: less (train.micro_tokens=512)"]}}),
     (10, "fail", {"evaluation": EVALUATION | {"ci95": [-0.3, -0.1], "delta": -0.2}}),
 ]
 
@@ -156,3 +158,9 @@ def test_a_gap_is_measured_around_the_best_step_only():
 
 def test_a_gain_that_holds_zero_is_an_evaluation_all_the_same():
     assert verdict_on(10, evaluation=EVALUATION | {"ci95": [-0.1, 0.3]}).status == "pass"
+
+
+def test_texts_with_labels_have_no_tokens_to_train_and_no_end_to_learn():
+    labelled = replace(GOOD, tokens=GOOD.tokens | {"trained": 0, "ended": 0, "labelled": 400})
+    verdict = next(guard for guard in every_guard() if guard.number == 2).check(labelled)
+    assert (verdict.status, verdict.found) == ("pass", "0 texts were mended; 400 texts have a label to learn")

@@ -5,7 +5,7 @@ from peft import PeftModel
 from torch import nn
 
 from burnish.errors import RecipeError
-from burnish.model.adapt import adapt, layer_of, parse_layers, trained_groups, trained_parameters
+from burnish.model.adapt import adapt, layer_of, parameter_count, parse_layers, trained_groups, trained_parameters
 from burnish.recipe import Adapter, Freeze
 
 LORA = Adapter(rank=4, alpha=8)
@@ -138,3 +138,31 @@ def test_a_model_without_layers_is_refused():
 
     with pytest.raises(ValueError, match="num_hidden_layers"):
         adapt(Shapeless(), LORA, Freeze())
+
+
+# With a score head ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
+def test_a_score_head_is_always_trained_whole(adapter, architecture, make_classifier):
+    model = adapt(make_classifier(architecture), adapter, Freeze(layers="0-1"))
+    heads = [parameter for name, parameter in trained_parameters(model).items() if ".score." in f".{name}"]
+    assert [parameter.shape for parameter in heads] == [(3, 32)]
+
+
+def test_a_score_head_gets_no_adapter_and_its_narrowness_bounds_no_rank(make_classifier):
+    model = adapt(make_classifier(), Adapter(rank=8), Freeze())
+    assert model.active_peft_config.task_type == "SEQ_CLS"
+    assert not [name for name, _ in model.named_parameters() if "score" in name and "lora" in name]
+
+
+def test_the_copy_of_a_head_that_is_trained_is_no_parameter_of_its_own(make_classifier):
+    plain = make_classifier()
+    count = sum(parameter.numel() for parameter in plain.parameters())
+    assert parameter_count(plain) == count
+    assert parameter_count(adapt(plain, LORA, Freeze())) == count
+
+
+def test_a_score_head_is_named_in_the_table_of_what_is_trained(make_classifier):
+    groups = trained_groups(adapt(make_classifier(), LORA, Freeze()))
+    assert groups[-1] == {"group": "score", "parameters": 96}

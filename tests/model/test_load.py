@@ -11,7 +11,16 @@ import torch
 from burnish.data.render import Chat
 from burnish.data.rows import Turn
 from burnish.errors import ModelError
-from burnish.model.load import cache_folder, empty_model, find_model, load_config, load_model, load_tokenizer
+from burnish.model.load import (
+    Head,
+    cache_folder,
+    empty_model,
+    find_model,
+    head_of,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 
 
 @pytest.mark.parametrize("name", ["smollm3-135m", "./nowhere", "a/b/c"])
@@ -104,6 +113,45 @@ def test_a_model_without_a_chat_template_gets_one_that_begins_and_ends(changed_t
     prompt = chat.prompt((Turn("user", "hi"),))
     assert tokenizer.decode(prompt) == "<s>user:\nhi\n\nassistant:\n"
     assert tokenizer.eos_token_id in chat.end_ids
+
+
+HEAD = Head(("green", "red", "yellow"), 256)
+
+
+def test_a_head_takes_the_place_of_the_vocabularys_and_knows_its_labels(architecture, model_folder):
+    model = load_model(model_folder(architecture), dtype=torch.float32, head=HEAD)
+    assert model.score.weight.shape == (3, 32)
+    assert not hasattr(model, "lm_head")
+    assert model.config.label2id == {"green": 0, "red": 1, "yellow": 2}
+    assert head_of(model) == HEAD
+
+
+def test_a_model_that_writes_has_no_score_head(make_model):
+    assert head_of(make_model()) is None
+
+
+def test_a_new_head_begins_by_its_own_seed_whatever_else_was_drawn(model_folder):
+    def weights(seed):
+        torch.rand(3)
+        head = Head(("a", "b"), 256, seed)
+        return load_model(model_folder(), dtype=torch.float32, head=head).score.weight
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_a_head_that_was_saved_is_read_and_not_made_anew(model_folder, tmp_path):
+    first = load_model(model_folder(), dtype=torch.float32, head=HEAD)
+    first.save_pretrained(tmp_path)
+    again = load_model(str(tmp_path), dtype=torch.float32, head=Head(HEAD.labels, HEAD.pad, seed=5))
+    assert torch.equal(first.score.weight, again.score.weight)
+
+
+def test_an_empty_model_can_have_a_head_and_leaves_the_configuration_as_it_was(model_folder):
+    config = load_config(model_folder())
+    model = empty_model(config, HEAD)
+    assert (model.score.weight.shape, model.score.weight.is_meta) == ((3, 32), True)
+    assert config.num_labels == 2
 
 
 @pytest.mark.slow

@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from burnish.core import Seq, pack
+from burnish.model import head
 from burnish.model.adapt import adapt, trained_parameters
+from burnish.model.load import Head, load_model
 from burnish.model.net import Net
 from burnish.recipe import Adapter, Freeze
+from tiny_runs import LABELS
 
-LOGP = frozenset({"logp"})
+LOGP, SCORE = frozenset({"logp"}), frozenset({"score"})
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
 
@@ -133,7 +136,7 @@ def test_the_trained_heads_gradient_is_that_of_the_models_own_logits(architectur
 def test_chunks_of_the_head_change_nothing(make_model, documents, monkeypatch):
     net = Net(make_model())
     whole = logp_by_document(net, documents, 64)
-    monkeypatch.setattr("burnish.model.net.HEAD_ROWS", 7)
+    monkeypatch.setitem(head.LOGITS, "cpu", 7 * net.language_model.config.vocab_size)
     for found, wanted in zip(logp_by_document(net, documents, 64), whole, strict=True):
         torch.testing.assert_close(found, wanted, **CLOSE)
 
@@ -163,11 +166,60 @@ def test_bf16_stays_near_float32(make_model, documents):
 @pytest.mark.parametrize("frozen", [True, False])
 def test_log_probabilities_are_exact_over_a_wide_vocabulary(make_model, frozen):
     torch.manual_seed(0)
-    net = Net(make_model())
-    head = nn.Linear(32, 128_000, bias=False).requires_grad_(not frozen)
-    nn.init.normal_(head.weight, std=0.5)
-    net.language_model.set_output_embeddings(head)
+    layer = nn.Linear(32, 128_000, bias=False).requires_grad_(not frozen)
+    nn.init.normal_(layer.weight, std=0.5)
     hidden, targets = torch.randn(64, 32), torch.randint(128_000, (64,))
-    wanted = (hidden.double() @ head.weight.double().T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    found = net._head_logp(hidden, targets).double()
+    wanted = (hidden.double() @ layer.weight.double().T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    found = head.head_logp(layer, make_model().config, hidden, targets).double()
     assert float((found - wanted).abs().max()) < 6e-6
+
+
+# The score head ------------------------------------------------------------------------------------------------------
+
+
+def plain_scores(model, groups, tokenizer, side):
+    """(S,C) by plain transformers, all sequences in one batch that is padded on one side."""
+    tokenizer.padding_side = side
+    padded = tokenizer.pad({"input_ids": [group[0].ids for group in groups]}, return_tensors="pt")
+    return model(**padded).logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_scores_are_those_of_plain_transformers_on_either_side_of_the_padding(
+    architecture, side, make_classifier, documents, make_tokenizer
+):
+    model = make_classifier(architecture)
+    wanted = plain_scores(model, documents, make_tokenizer(), side)
+    for row_tokens in (1, 64):
+        score = Net(model)(pack(documents, row_tokens=row_tokens), SCORE).score
+        assert score.dtype == torch.float32
+        torch.testing.assert_close(score, wanted, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_scores_see_the_adapter_and_the_head_that_it_trains(architecture, make_classifier, documents):
+    model = adapt(make_classifier(architecture), Adapter(rank=4, alpha=8), Freeze()).eval()
+    batch = pack(documents, row_tokens=64)
+    before = Net(model)(batch, SCORE).score
+    torch.manual_seed(2)
+    for parameter in trained_parameters(model).values():
+        nn.init.normal_(parameter, std=0.1)
+    after = Net(model)(batch, SCORE).score
+    assert not torch.allclose(before, after, atol=0.1)
+    merged = Net(model.merge_and_unload())(batch, SCORE).score
+    torch.testing.assert_close(merged, after, rtol=1e-3, atol=1e-3)
+
+
+def test_the_gradient_of_scores_reaches_every_parameter(architecture, make_classifier, documents):
+    model = make_classifier(architecture)
+    Net(model)(pack(documents, row_tokens=64), SCORE).score.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_a_model_in_bf16_is_scored_by_a_head_in_float32(model_folder, tokenizer, documents):
+    head = Head(LABELS, tokenizer.pad_token_id)
+    model = load_model(model_folder(), dtype=torch.bfloat16, head=head).eval()
+    assert (model.dtype, model.score.weight.dtype) == (torch.bfloat16, torch.float32)
+    assert Net(model, precision="bf16")(pack(documents, row_tokens=64), SCORE).score.dtype == torch.float32

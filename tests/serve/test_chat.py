@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from burnish.data.rows import Turn
-from burnish.serve.chat import Conversation
+from burnish.serve.chat import Classifier, Conversation, open_run
+from tiny_runs import LABELS
 
 
 class Echo(Conversation):
@@ -51,3 +52,48 @@ def test_the_same_question_gets_the_same_answer(folder):
     report = {"task": {"system": ""}, "artifacts": {"merged": "merged"}}
     first, second = (Conversation(folder, report).say("bako", max_new_tokens=6) for _ in range(2))
     assert first == second
+
+
+# A score head --------------------------------------------------------------------------------------------------------
+
+CLASSIFIES = {
+    "task": {"system": "Sort.", "max_length": 64},
+    "artifacts": {"merged": "merged"},
+    "model": {"head": {"labels": list(LABELS), "pad": 256, "seed": 0}},
+}
+
+
+@pytest.fixture
+def classifier(make_classifier, tokenizer, tmp_path):
+    make_classifier().save_pretrained(tmp_path / "merged")
+    tokenizer.save_pretrained(tmp_path / "merged")
+    return open_run(tmp_path, CLASSIFIES)
+
+
+def test_a_run_opens_as_what_it_was_trained_for(classifier, folder):
+    assert isinstance(classifier, Classifier)
+    writes = open_run(folder, {"task": {"system": ""}, "artifacts": {"merged": "merged"}, "model": {}})
+    assert isinstance(writes, Conversation)
+
+
+def test_every_label_has_a_probability_the_likeliest_first(classifier):
+    found = classifier.classify("bako ritu")
+    assert {label for label, _ in found} == set(LABELS)
+    assert sum(probability for _, probability in found) == pytest.approx(1)
+    assert found == sorted(found, key=lambda pair: -pair[1])
+
+
+def test_the_probabilities_are_those_of_the_pipeline_of_plain_transformers(classifier, tmp_path):
+    from transformers import pipeline
+
+    [plain] = pipeline("text-classification", str(tmp_path / "merged"))("bako ritu")
+    label, probability = classifier.classify("bako ritu")[0]
+    assert plain["label"] == label
+    assert plain["score"] == pytest.approx(probability, abs=1e-4)
+
+
+def test_each_line_gets_its_label_and_probability_and_blank_ones_none(classifier):
+    answers = list(classifier.answers(iter(["bako\n", "\n", "ritu"])))
+    assert len(answers) == 2
+    assert answers[0].split("  ")[0] in LABELS
+    assert 1 / 3 <= float(answers[0].split("  ")[1]) <= 1

@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
+from burnish.data.classes import Classes
 from burnish.data.render import Chat
 from burnish.errors import CheckpointError
 from burnish.model.adapt import adapt
-from burnish.model.load import load_model, load_tokenizer
+from burnish.model.load import Head, load_model, load_tokenizer
 from burnish.recipe import Adapter, Freeze
 from burnish.serve.export import (
     check_parity,
@@ -24,6 +25,7 @@ from burnish.serve.export import (
     write_adapter,
     write_card,
 )
+from tiny_runs import LABELS
 
 SEQUENCES = [list(range(65, 75)), list(range(80, 110, 3))]
 REPORT = {
@@ -189,6 +191,31 @@ def test_a_model_without_an_adapter_has_none_to_try(make_model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_score_head_says_the_same_in_plain_transformers_and_in_plain_peft(dtype, model_folder, tokenizer, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(1)
+    head = Head(LABELS, tokenizer.pad_token_id)
+    model = adapt(load_model(model_folder(), dtype=dtype, head=head), Adapter(rank=4, alpha=8), Freeze()).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    parity = export(model, Classes(tokenizer, LABELS), model_folder(), tmp_path, ["adapter", "merged"], SEQUENCES)
+    assert parity["largest_difference"] < 1e-4
+    base = AutoModelForSequenceClassification.from_pretrained(
+        model_folder(), **json.loads((tmp_path / "adapter" / "head.json").read_text(encoding="utf-8"))
+    )
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    assert merged.config.id2label == dict(enumerate(LABELS))
+    for found, wanted in zip(replay(merged, SEQUENCES), replay(adapted, SEQUENCES), strict=True):
+        assert found.shape == (3,)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
 # Exporting a run again -----------------------------------------------------------------------------------------------
 
 
@@ -245,6 +272,17 @@ def test_the_card_holds_goal_verdict_figures_and_guards(tmp_path):
     for text in ("# tickets", "Sort tickets.", "**ship**", "+0.500", "+0.400 to +0.600", "| 1 | small data | pass |"):
         assert text in card
     assert "by force" not in card
+
+
+def test_the_card_of_a_score_head_says_how_to_load_it_and_what_base_is(tmp_path):
+    head = {"labels": ["a", "b"], "pad": 1, "seed": 0}
+    changed = {
+        "model": REPORT["model"] | {"head": head},
+        "evaluation": REPORT["evaluation"] | {"base_is": "the model, prompted"},
+    }
+    card = write_card(REPORT | changed, tmp_path).read_text(encoding="utf-8")
+    for text in ("It scores 2 labels", 'pipeline("text-classification", "merged")', "Base is the model, prompted."):
+        assert text in card
 
 
 def test_the_front_of_the_card_is_yaml(tmp_path):

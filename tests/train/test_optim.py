@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from burnish.errors import RecipeError
 from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate, rate_at
 
 
@@ -103,3 +104,147 @@ def test_an_optimiser_taken_up_from_its_state_steps_bit_for_bit_alike(parameters
         optim.step()
     assert second.rate == first.rate
     assert all(torch.equal(parameters[name], copies[name]) for name in parameters)
+
+
+# Moments of eight bits -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wide():
+    """Parameters of which two are large enough to have 8-bit moments."""
+    torch.manual_seed(0)
+    sides = {"one": (64, 96), "two": (96, 64), "vector": (96,)}
+    return {name: nn.Parameter(torch.randn(*size)) for name, size in sides.items()}
+
+
+def random_gradients(parameters, seed):
+    random = torch.Generator().manual_seed(seed)
+    for parameter in parameters.values():
+        parameter.grad = torch.randn(parameter.shape, generator=random)
+
+
+def copies_of(parameters):
+    return {name: nn.Parameter(parameter.detach().clone()) for name, parameter in parameters.items()}
+
+
+def run_steps(optim, parameters, seeds):
+    for seed in seeds:
+        random_gradients(parameters, seed)
+        optim.step()
+        optim.zero_grad()
+
+
+def furthest(first, second):
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def test_moments_of_eight_bits_move_the_weights_nearly_as_those_of_thirty_two(wide):
+    pytest.importorskip("bitsandbytes")
+    other, settings = copies_of(wide), {"learning_rate": 0.01, "total": 40, "warmup": 0.0}
+    run_steps(Optim(wide, **settings), wide, range(10))
+    eight = Optim(other, **settings, kind="adamw8bit")
+    run_steps(eight, other, range(10))
+    assert 0 < furthest(wide, other) < 0.02  # of the 0.1 that ten steps may move a weight
+    kinds = {name: value.dtype for name, value in eight.state_tensors().items()}
+    assert (kinds["one/state1"], kinds["vector/state1"]) == (torch.uint8, torch.float32)
+
+
+def test_eight_bits_taken_up_from_their_state_step_bit_for_bit_alike(wide):
+    pytest.importorskip("bitsandbytes")
+    settings = {"learning_rate": 0.01, "total": 40, "kind": "adamw8bit"}
+    first = Optim(wide, **settings)
+    run_steps(first, wide, range(3))
+    other = copies_of(wide)
+    second = Optim(other, **settings)
+    second.load_state_tensors({name: value.clone() for name, value in first.state_tensors().items()}, first.steps)
+    run_steps(first, wide, [7])
+    run_steps(second, other, [7])
+    assert all(torch.equal(wide[name], other[name]) for name in wide)
+
+
+def test_moments_are_rounded_not_lost_where_a_run_goes_over_to_eight_bits(wide):
+    pytest.importorskip("bitsandbytes")
+    other, anew = copies_of(wide), copies_of(wide)
+    settings = {"learning_rate": 0.01, "total": 40, "warmup": 0.0}
+    exact, changed, fresh = (Optim(parameters, **settings) for parameters in (wide, other, anew))
+    for optim, parameters in ((exact, wide), (changed, other), (fresh, anew)):
+        run_steps(optim, parameters, range(5))
+    changed.use("adamw8bit")
+    fresh.load_state_tensors({}, fresh.steps)  # as if the moments had been lost
+    for optim, parameters in ((exact, wide), (changed, other), (fresh, anew)):
+        run_steps(optim, parameters, [9])
+    assert changed.steps == exact.steps
+    assert furthest(wide, other) < 0.3 * furthest(wide, anew)
+
+
+def test_eight_bits_without_bitsandbytes_say_what_to_install(wide, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    with pytest.raises(RecipeError, match="pip install bitsandbytes"):
+        Optim(wide, learning_rate=0.01, total=1, kind="adamw8bit")
+
+
+# Updates within the backward pass ------------------------------------------------------------------------------------
+
+
+def backward_of(optim, parameters, times=1):
+    """A loss that depends on every parameter, walked back as a step of `times` micro-batches."""
+    for number in range(times):
+        loss = sum((parameter * (number + 1)).sin().sum() for parameter in parameters.values())
+        with optim.around_backward(last=number == times - 1):
+            loss.backward()
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_updates_within_the_backward_pass_are_those_after_it(parameters, times):
+    other, settings = copies_of(parameters), {"learning_rate": 0.1, "total": 10, "clip": 1e6}
+    within, after = Optim(parameters, **settings, in_backward=True), Optim(other, **settings)
+    for _ in range(3):
+        for optim, mine in ((within, parameters), (after, other)):
+            backward_of(optim, mine, times)
+            norm = float(optim.gradient_norm())
+            optim.step()
+            optim.zero_grad()
+            mine["norm"] = norm
+        assert parameters.pop("norm") == pytest.approx(other.pop("norm"))
+    assert all(torch.equal(parameters[name], other[name]) for name in parameters)
+
+
+def test_no_gradient_is_left_after_a_backward_pass_with_updates(parameters):
+    optim = Optim(parameters, learning_rate=0.1, total=10, in_backward=True)
+    backward_of(optim, parameters, times=2)
+    assert all(parameter.grad is None for parameter in parameters.values())
+    backward = torch.ones((), requires_grad=True) * sum(parameter.sum() for parameter in parameters.values())
+    backward.backward()  # outside of a step nothing is updated
+    assert all(parameter.grad is not None for parameter in parameters.values())
+
+
+def test_a_step_that_is_done_again_updates_each_parameter_once(parameters):
+    once, twice = parameters, copies_of(parameters)
+    for mine, times in ((once, 1), (twice, 2)):
+        optim = Optim(mine, learning_rate=0.1, total=10, in_backward=True)
+        for _ in range(times):
+            backward_of(optim, mine)
+        optim.step()
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_each_gradient_is_clipped_by_itself_within_the_backward_pass(parameters):
+    optim = Optim(parameters, learning_rate=0.1, total=10, in_backward=True, clip=0.5)
+    seen = []
+    optim._apply = lambda engine: seen.extend(float(p.grad.norm()) for g in engine.param_groups for p in g["params"])
+    backward_of(optim, parameters)
+    assert seen == pytest.approx([0.5, 0.5], rel=1e-3)
+
+
+def test_moments_of_updates_within_the_backward_pass_are_kept(parameters):
+    settings = {"learning_rate": 0.1, "total": 10, "in_backward": True}
+    first = Optim(parameters, **settings)
+    backward_of(first, parameters)
+    first.step()
+    other = copies_of(parameters)
+    second = Optim(other, **settings)
+    second.load_state_tensors({name: value.clone() for name, value in first.state_tensors().items()}, first.steps)
+    for optim, mine in ((first, parameters), (second, other)):
+        backward_of(optim, mine)
+        optim.step()
+    assert all(torch.equal(parameters[name], other[name]) for name in parameters)

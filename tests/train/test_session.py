@@ -25,10 +25,15 @@ from burnish.recipe import Adapter, Freeze, Train
 from burnish.scoring import scorer_for
 from burnish.train.checkpoint import Checkpoint, Store
 from burnish.train.hooks import StopSignal
+from burnish.train.ladder import Ladder
+from burnish.train.memory import Settings
 from burnish.train.optim import Optim
 from burnish.train.session import Session, load_trained
 
 STEPS = 9  # three epochs of three steps
+SETTINGS = Settings(
+    batch_size=4, micro_tokens=128, epochs=3, steps=STEPS, learning_rate=0.01, precision="fp32", device="cpu"
+)
 NO_EXAM = Exam([], None, 4, 64)
 ROWS = [
     Conversation(
@@ -85,7 +90,7 @@ def crash():
 def train(make_model, tokenizer, tmp_path):
     """A function that trains from scratch, or from what a folder holds, and gives the report and the session."""
 
-    def run(name="run", *, exam=NO_EXAM, trackers=(), objective=None, **settings):
+    def run(name="run", *, exam=NO_EXAM, trackers=(), objective=None, ladder=False, **settings):
         folder = tmp_path / name
         base = make_model()
         torch.manual_seed(0)
@@ -93,17 +98,20 @@ def train(make_model, tokenizer, tmp_path):
         chat = Chat(tokenizer)
         groups = [chat.render(row) for row in ROWS]
         train = Train(**{"save_every": 4, "validations": 3} | settings)
+        net, optim = Net(model), Optim(trained_parameters(model), learning_rate=0.01, total=STEPS)
+        feed = Feed(groups, task="main", batch_size=4, epochs=3, row_tokens=128, micro_tokens=128, seed=0)
         session = Session(
-            net=Net(model),
+            net=net,
             tasks={"main": (objective or make_objective("sft"), 1.0)},
-            feed=Feed(groups, task="main", batch_size=4, epochs=3, row_tokens=128, micro_tokens=128, seed=0),
-            optim=Optim(trained_parameters(model), learning_rate=0.01, total=STEPS),
+            feed=feed,
+            optim=optim,
             exam=exam,
             sampler=Sampler(model, tokenizer, chat.end_ids),
             store=Store(folder / "checkpoints", "key"),
             settings=train,
             progress=Progress(quiet=True),
             stop=StopSignal(),
+            ladder=Ladder(net, SETTINGS, feed, low_rank=True, optim=optim) if ladder else None,
         )
         folder.mkdir(exist_ok=True)
         session.metrics = folder / "metrics.jsonl"
@@ -308,3 +316,33 @@ def test_the_report_of_a_training_has_its_curve_and_figures(train, real_exam):
     assert all(len(look["answers"]) == 3 for look in report["validations"])
     assert report["tokens_per_second"] > 0
     assert json.dumps(report)
+
+
+class Tight(type(make_objective("sft"))):
+    """Runs out of memory once, where a micro-batch has several rows."""
+
+    spent = False
+
+    def loss(self, outputs, batch):
+        if not self.spent and batch.sequences > 1:
+            type(self).spent = True
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().loss(outputs, batch)
+
+
+def test_the_report_of_a_training_says_what_was_given_up(train, monkeypatch):
+    monkeypatch.setattr(Tight, "spent", False)
+    report, session = train(objective=Tight(), ladder=True)
+    assert len(report["ladder"]) == 1
+    assert report["ladder"][0].startswith("step 1: ")
+    assert report["steps"] == STEPS
+    assert session.feed.micro_tokens < 128
+
+
+def test_a_run_goes_on_from_the_rung_that_it_had_reached(train, monkeypatch):
+    monkeypatch.setattr(Tight, "spent", False)
+    with pytest.raises(Interrupted):
+        train(objective=Tight(), ladder=True, trackers=[Meddler(2, terminate)])
+    report, session = train(ladder=True)
+    assert len(report["ladder"]) == 1
+    assert session.feed.micro_tokens == session.ladder.settings.micro_tokens < 128

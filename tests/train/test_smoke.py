@@ -5,14 +5,19 @@ import torch
 from torch import nn
 
 from burnish.core import Loss, pack
+from burnish.data.classes import Classes
+from burnish.data.feed import Feed
 from burnish.data.render import Chat
-from burnish.data.rows import Conversation, Turn
+from burnish.data.rows import Conversation, Labelled, Turn
 from burnish.errors import SmokeError
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.net import Net
 from burnish.objectives import make_objective
 from burnish.recipe import Adapter, Freeze
+from burnish.train.ladder import Ladder
+from burnish.train.memory import Settings
 from burnish.train.smoke import smoke
+from tiny_runs import LABELS
 
 
 @pytest.fixture
@@ -45,6 +50,24 @@ def test_a_sound_model_passes_and_the_report_says_what_was_seen(try_out, archite
     assert report.head_difference < 1e-3
     assert report.mask.endswith("⟪a<|im_end|>⟫\n")
     assert "learnt by heart" in report.summary
+
+
+@pytest.mark.parametrize("adapter", [Adapter(rank=8, alpha=16), Adapter(method="full")], ids=["lora", "full"])
+def test_a_score_head_is_tried_in_the_same_way(adapter, make_classifier, tokenizer, architecture):
+    torch.manual_seed(0)
+    net = Net(adapt(make_classifier(architecture), adapter, Freeze()))
+    chat = Classes(tokenizer, LABELS)
+    rows = [
+        Labelled(file="r.csv", line=n, turns=(Turn("user", text),), label=LABELS[n % 3])
+        for n, text in enumerate(["a", "b c", "long " * 12], 1)
+    ]
+    groups = [chat.render(row) for row in rows]
+    longest = [pack(groups, row_tokens=128, task="main")]
+    tasks = {"main": (make_objective("classify"), 1.0)}
+    report = smoke(net, tasks, "main", groups, chat, longest, 0.003, lambda model, folder: None)
+    assert report.learnt_loss < 0.3
+    assert report.head_difference < 1e-3
+    assert report.mask == "a ⟪red⟫"
 
 
 def test_weights_gradients_and_random_numbers_are_as_before(try_out):
@@ -134,6 +157,26 @@ def test_a_batch_that_does_not_fit_says_what_to_type(try_out, monkeypatch):
     monkeypatch.setattr("burnish.train.smoke.backward", no_memory)
     with pytest.raises(SmokeError, match=r"--set train\.micro_tokens="):
         try_out()
+
+
+def test_a_batch_that_does_not_fit_goes_down_the_ladder_where_there_is_one(make_model, tokenizer):
+    class Tight(type(make_objective("sft"))):
+        def loss(self, outputs, batch):
+            if batch.sequences > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().loss(outputs, batch)
+
+    torch.manual_seed(0)
+    net, chat = Net(adapt(make_model(), Adapter(rank=8, alpha=16), Freeze())), Chat(tokenizer)
+    turns = [(Turn("user", text), Turn("assistant", text)) for text in ("a", "b c", "d", "e", "f")]
+    groups = [chat.render(Conversation(file="r.jsonl", line=n, turns=turn)) for n, turn in enumerate(turns)]
+    feed = Feed(groups, task="main", batch_size=5, epochs=1, row_tokens=256, micro_tokens=256, seed=0)
+    settings = Settings(5, 256, epochs=1, steps=1, learning_rate=0.003, precision="fp32", device="cpu")
+    ladder = Ladder(net, settings, feed, low_rank=True)
+    tasks = {"main": (Tight(), 1.0)}
+    report = smoke(net, tasks, "main", groups, chat, feed.hardest(), 0.003, lambda model, folder: None, ladder)
+    assert report.longest_tokens <= ladder.settings.micro_tokens < 256
+    assert ladder.taken[0].startswith("the try-out: ")
 
 
 def test_an_export_is_tried_in_a_folder_of_its_own(try_out):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import heapq
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -14,8 +16,8 @@ class Feed:
     """Yields one list of micro-batches for each optimiser step, the same ones for the same seed.
 
     The place in the data is a single number, so a run that was stopped goes on with the very batch it would have had.
-    batch_size: groups in a step, the effective batch. row_tokens: length of a packed row. micro_tokens: tokens in a micro-batch; it
-    bounds memory and changes no result, since losses are sums. Steps of an epoch differ by at most one group in size.
+    batch_size: groups in a step, the effective batch. row_tokens: length of a packed row; None is one row for all. micro_tokens: tokens in
+    a micro-batch; it bounds memory and changes no result, since losses are sums. Steps of an epoch differ by at most one group in size.
     """
 
     def __init__(
@@ -25,7 +27,7 @@ class Feed:
         task: str,
         batch_size: int,
         epochs: float,
-        row_tokens: int,
+        row_tokens: int | None,
         micro_tokens: int,
         seed: int,
         max_steps: int | None = None,
@@ -35,19 +37,55 @@ class Feed:
         self.steps_per_epoch = steps_per_epoch(len(self.groups), batch_size)
         self.total_steps = total_steps(len(self.groups), batch_size, epochs, max_steps)
         self.step = 0
+        self._sizes = [sum(len(seq) for seq in group) for group in self.groups]
 
     def __iter__(self) -> Iterator[list[Batch]]:
         while self.step < self.total_steps:
-            groups = self._groups_of(self.step)
             self.step += 1
-            yield list(micro_batches(groups, self.task, row_tokens=self.row_tokens, micro_tokens=self.micro_tokens))
+            yield self.again()
+
+    def again(self) -> list[Batch]:
+        """The micro-batches of the step that was yielded last, cut to the `micro_tokens` of now: the same rows, in the same order."""
+        return self._cut(self._groups_of(self.step - 1))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest group."""
+        return max(self._sizes)
+
+    def largest_step(self) -> int:
+        """Tokens of the step that has the most, of all that are to come in the run."""
+        return max(sum(self._sizes[index] for index in self._order(step)) for step in range(self.total_steps))
+
+    def hardest(self) -> list[Batch]:
+        """The micro-batch with the most tokens, padding with them, of all in the run: the one that needs the most memory.
+
+        Twice where a step has several micro-batches: gradients of the first are then there beside the activations of the second.
+        """
+        sized = (
+            (sum(self._sizes[index] for index in order[part]), order[part])
+            for step in range(self.total_steps)
+            for order in [self._order(step)]
+            for part in parts_of([self._sizes[index] for index in order], self.micro_tokens)
+        )
+        few = heapq.nlargest(4, sized)  # padding may turn the order of nearly equal ones
+        packed = [self._cut([self.groups[index] for index in part])[0] for _, part in few]
+        largest = max(packed, key=lambda batch: batch.ids.numel())
+        return [largest, largest] if self.largest_step() > self.micro_tokens else [largest]
+
+    def _cut(self, groups: Sequence[Group]) -> list[Batch]:
+        row = self.row_tokens or max(self.micro_tokens, self.longest)
+        return list(micro_batches(groups, self.task, row_tokens=row, micro_tokens=self.micro_tokens))
 
     def _groups_of(self, step: int) -> list[Group]:
+        return [self.groups[index] for index in self._order(step)]
+
+    def _order(self, step: int) -> list[int]:
+        """The numbers of a step's groups."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = list(range(len(self.groups)))
-        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        order = shuffled(len(self.groups), f"{self.seed}/{epoch}")
         start, end = (len(order) * edge // self.steps_per_epoch for edge in (place, place + 1))
-        return [self.groups[index] for index in order[start:end]]
+        return order[start:end]
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}
@@ -67,14 +105,25 @@ def total_steps(groups: int, batch_size: int, epochs: float, max_steps: int | No
 
 def micro_batches(groups: Sequence[Group], task: str, *, row_tokens: int, micro_tokens: int) -> Iterator[Batch]:
     """Whole groups, in order, as many to a micro-batch as `micro_tokens` holds; one group at the least."""
-    waiting: list[Group] = []
-    held = 0
-    for group in groups:
-        size = sum(len(seq) for seq in group)
-        if waiting and held + size > micro_tokens:
-            yield pack(waiting, row_tokens=row_tokens, task=task)
-            waiting, held = [], 0
-        waiting.append(group)
+    for part in parts_of([sum(len(seq) for seq in group) for group in groups], micro_tokens):
+        yield pack(groups[part], row_tokens=row_tokens, task=task)
+
+
+def parts_of(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Where to cut, so that the sizes of each part add up to `most` at the most, or there is one of them alone."""
+    start = held = 0
+    for place, size in enumerate(sizes):
+        if place > start and held + size > most:
+            yield slice(start, place)
+            start, held = place, 0
         held += size
-    if waiting:
-        yield pack(waiting, row_tokens=row_tokens, task=task)
+    if start < len(sizes):
+        yield slice(start, len(sizes))
+
+
+@functools.lru_cache(maxsize=2)
+def shuffled(count: int, seed: str) -> list[int]:
+    """The numbers from 0 to `count` in the order that the seed gives them."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order

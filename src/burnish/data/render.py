@@ -31,6 +31,8 @@ class Chat:
     that the template writes, such as `<think>`; the latter stay what they are in an answer, where the model is to write them.
     """
 
+    labels: tuple[str, ...] = ()  # what a score head may answer; none for a model that writes
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system: str = "", max_length: int = 1024) -> None:
         self.tokenizer = tokenizer
         self.system = system
@@ -75,6 +77,10 @@ class Chat:
                 )
             group.append(self._sequence(text, last, row.where))
         return group
+
+    def teaches(self, seq: Seq) -> bool:
+        """Whether there is something in a rendered sequence to learn."""
+        return seq.trained > 0
 
     def prompt(self, turns: Turns, tools: Sequence[Any] = ()) -> list[int]:
         """The ids after which the model answers: the conversation so far and the opening of the assistant's turn."""
@@ -274,7 +280,7 @@ def render_rows(rows: Iterable[Row], chat: Chat, ledger: Ledger) -> Rendered:
         except RowError as error:
             ledger.add(Entry(row.file, row.line, "dropped", error.found, before=row.prompt_text(), fix=error.expected))
             continue
-        kept = [seq for seq in group if seq.trained]
+        kept = [seq for seq in group if chat.teaches(seq)]
         cut = any(seq.lost for seq in group)
         if not kept:
             reason = "the answer is wholly cut off at max_length" if cut else "no token of it is trained"

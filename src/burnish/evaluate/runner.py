@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from burnish.core import Group, by_sequence
-from burnish.data.feed import micro_batches
+from burnish.core import Group
 from burnish.data.render import Chat, question_and_answer
 from burnish.data.rows import Row, Text
 from burnish.errors import RecipeError
 from burnish.evaluate.stats import paired_difference
+from burnish.model.likelihood import sequence_logp
 from burnish.model.net import Net
 from burnish.model.sample import Sampler
 from burnish.scoring import Scorer
 
 SHOWN = 24  # examples that the report keeps
+BASES = {  # what the tuned model, which answers by writing or by scoring, is compared with
+    "writing": "the model before tuning, asked in the same way",
+    "scoring": "the model before tuning, prompted to write the label, since it has no head that knows them",
+}
 SET_WORK = 200_000  # items scored anew for the interval of a figure that only a set has
 
 
@@ -41,13 +44,15 @@ class Sitting:
     """What one model made of the items, in their order.
 
     answers: N texts. scores: N dictionaries of figures in 0..1. nll, trained: (N,) summed negative log-likelihood of the reference,
-    in nats, and its tokens.
+    in nats, and its tokens. by: whether the answers were written, or are the labels that a score head found likeliest; then nll is of
+    the label, and each counts as one token.
     """
 
     answers: list[str]
     scores: list[dict[str, float]]
     nll: np.ndarray
     trained: np.ndarray
+    by: Literal["writing", "scoring"] = "writing"
 
     @property
     def loss(self) -> float:
@@ -75,9 +80,14 @@ class Exam:
     def metric(self) -> str:
         return self.scorer.primary if self.scorer else "inverse_perplexity"
 
+    @property
+    def manner(self) -> str:
+        """How it is answered, in words."""
+        return f"answers of up to {self.max_new_tokens} tokens"
+
     def first(self, count: int) -> Exam:
         """The exam of the first `count` items."""
-        return Exam(self.items[:count], self.scorer, self.max_new_tokens, self.row_tokens)
+        return replace(self, items=self.items[:count])
 
     def sit(self, net: Net, sampler: Sampler, progress: Callable[[int], None] = lambda done: None) -> Sitting:
         """Let a model answer greedily, and measure how likely it finds the references."""
@@ -133,24 +143,12 @@ def check_answerable(rows: Sequence[Row]) -> bool:
     return not plain
 
 
-@torch.no_grad()
 def likelihood(net: Net, groups: Sequence[Group], row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """(N,) summed negative log-likelihood in nats of each group's trained tokens, and (N,) how many those are."""
-    was_training = net.training
-    net.eval()
-    nll: list[float] = []
-    trained: list[float] = []
-    for batch in micro_batches(groups, "evaluate", row_tokens=row_tokens, micro_tokens=row_tokens):
-        batch = batch.to(net.device)
-        logp = net(batch, frozenset({"logp"})).logp
-        wanted = (batch.weight != 0).float()
-        sums, counts = by_sequence(logp * wanted, batch), by_sequence(wanted, batch)
-        for number in range(batch.groups):
-            mine = batch.group == number
-            nll.append(-float(sums[mine].sum()))
-            trained.append(float(counts[mine].sum()))
-    net.train(was_training)
-    return np.array(nll), np.array(trained)
+    logp, trained = sequence_logp(net, groups, row_tokens=row_tokens)
+    group_of = np.repeat(np.arange(len(groups)), np.array([len(group) for group in groups], dtype=int))  # (S,)
+    nll, counts = (np.bincount(group_of, values, minlength=len(groups)) for values in (-logp, trained))
+    return nll, counts
 
 
 def compare(exam: Exam, base: Sitting, tuned: Sitting, *, seed: int) -> dict[str, Any]:
@@ -184,7 +182,8 @@ def compare(exam: Exam, base: Sitting, tuned: Sitting, *, seed: int) -> dict[str
         "clusters": main.clusters,
         "detectable": main.detectable,
         "figures": [figure for figure in figures if figure["name"] != metric],
-        "perplexity": {"base": base.perplexity, "tuned": tuned.perplexity},
+        "base_is": BASES[tuned.by],
+        "perplexity": {"base": base.perplexity, "tuned": tuned.perplexity} if base.by == tuned.by else None,
         "examples": _examples(exam, base, tuned),
     }
 

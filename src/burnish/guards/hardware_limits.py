@@ -11,20 +11,25 @@ class HardwareLimits:
     number, mistake = 8, "hardware limits"
 
     def check(self, evidence: Evidence) -> Verdict:
-        """Holds the memory that was predicted against what there is, and against what the run took."""
-        plan = evidence.plan
+        """Holds the memory that was predicted against what there is, and against what the run took and gave up."""
+        plan, training = evidence.plan, evidence.training or {}
         if plan is None:
             return not_reached("nothing was planned")
-        peak = (evidence.training or {}).get("peak_memory_bytes")
+        peak, given_up = training.get("peak_memory_bytes"), training.get("ladder") or []
         needed, available = plan["memory"]["total"], plan["memory_available"]
         numbers = {
             "predicted_gib": round(needed / GIB, 2),
             "available_gib": round(available / GIB, 2),
+            "limit_gib": plan.get("memory_limit"),
             "measured_gib": round(peak / GIB, 2) if peak else None,
             "predicted_seconds": plan["seconds"],
             "longest_batch_tokens": plan["micro_tokens"],
             "device": plan["device"],
+            "given_up": given_up,
         }
+        if given_up:
+            found = f"the memory was not enough, and the run went on with less: {'; '.join(given_up)}"
+            return Verdict("warn", found, numbers, "put what stands in brackets into the recipe")
         if not plan["fits"]:
             return Verdict(
                 "warn",

@@ -11,7 +11,10 @@ class NoPreprocessing:
     number, mistake = 2, "no preprocessing"
 
     def check(self, evidence: Evidence) -> Verdict:
-        """Judges the token ids that will be trained: answers only, end token among them, hardly any cut, nothing private."""
+        """Judges the token ids that will be trained: answers only, end token among them, hardly any cut, nothing private.
+
+        Texts with labels for a score head have no answers to write, so only what was cut and what is private counts.
+        """
         tokens = evidence.tokens
         if tokens is None:
             return not_reached("no data was tokenized")
@@ -28,9 +31,10 @@ class NoPreprocessing:
             "dropped": dict(evidence.dropped),
             "personal_or_secret": private,
         }
-        if tokens["trained"] == 0:
+        labelled = tokens.get("labelled", 0)
+        if not labelled and tokens["trained"] == 0:
             return Verdict("fail", "no token at all is trained", numbers, "burnish data check FILE   shows the mask")
-        if tokens["ended"] < tokens["sequences"] - tokens["truncated"]:
+        if not labelled and tokens["ended"] < tokens["sequences"] - tokens["truncated"]:
             missing = tokens["sequences"] - tokens["ended"]
             return Verdict(
                 "fail",
@@ -49,12 +53,12 @@ class NoPreprocessing:
                 "--set data.redact=true",
             )
         share = tokens["trained"] / tokens["all"]
-        changed = sum(evidence.changed.values())
-        return Verdict(
-            "pass",
-            f"{changed} texts were mended; {share:.0%} of the tokens are trained, the end token among them",
-            numbers,
+        learnt = (
+            f"{labelled} texts have a label to learn"
+            if labelled
+            else f"{share:.0%} of the tokens are trained, the end token among them"
         )
+        return Verdict("pass", f"{sum(evidence.changed.values())} texts were mended; {learnt}", numbers)
 
 
 GUARD = NoPreprocessing()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from burnish.errors import ModelError, RecipeError
-from burnish.model.load import quiet
+from burnish.model.load import head_of, quiet
 from burnish.recipe import Adapter, Freeze
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
         lora_dropout=adapter.dropout,
         target_modules="all-linear" if everywhere else adapter.targets,
         exclude_modules=_pattern_of(frozen, frozen_modules),
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS"
+        if head_of(model)
+        else "CAUSAL_LM",  # for the former PEFT trains and saves the head as it is
     )
     config._register_custom_module({nn.Linear: LoraLinear})  # PEFT's own way in for a layer class; no file says so
     try:
@@ -139,10 +141,11 @@ def _layer_count(model: PreTrainedModel) -> int:
 
 
 def _linear_sides(model: nn.Module) -> list[int]:
+    """The widths of the layers that an adapter may sit on; a score head, narrow as it may be, is none of them."""
     return [
         side
-        for part in model.modules()
-        if isinstance(part, nn.Linear)
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and name != "score"
         for side in (part.in_features, part.out_features)
     ]
 
@@ -152,6 +155,11 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def parameter_count(model: nn.Module) -> int:
+    """The model's own parameters: neither an adapter's, nor the copy of a head that PEFT trains in place of the first."""
+    return sum(p.numel() for name, p in model.named_parameters() if not re.search(r"lora_|modules_to_save", name))
+
+
 def trained_groups(model: nn.Module) -> list[dict[str, Any]]:
     """The table of what is trained: one record for each kind of module, its layers and its number of parameters."""
     sizes: Counter[str] = Counter()
@@ -159,7 +167,9 @@ def trained_groups(model: nn.Module) -> list[dict[str, Any]]:
     for name, parameter in trained_parameters(model).items():
         found = _LAYER.search(name)
         kind = name[found.end() :] if found else name.removeprefix("base_model.model.")
-        kind = re.sub(r"\.lora_[AB]\.\w+", " (lora)", kind).removesuffix(".weight")
+        kind = re.sub(r"\.lora_[AB]\.\w+", " (lora)", kind.replace(".modules_to_save.default", "")).removesuffix(
+            ".weight"
+        )
         sizes[kind] += parameter.numel()
         layers.setdefault(kind, set()).update({int(found[1])} if found else ())
     return [{"group": _with_layers(kind, layers[kind]), "parameters": size} for kind, size in sizes.items()]

@@ -6,6 +6,7 @@ A GGUF file is read once, de-quantised, and kept as safetensors in the user's ca
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import io
@@ -14,6 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,24 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
 )
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a score head stands for. It takes the place of the vocabulary's, so such a model names labels and writes nothing.
+
+    labels: in the order of their scores. pad: the id of padding, before which transformers looks for a row's last token.
+    seed: of the weights that a new head begins with.
+    """
+
+    labels: tuple[str, ...]
+    pad: int
+    seed: int = 0
+
+    def as_config(self) -> dict[str, Any]:
+        """The same as transformers' configuration says it."""
+        numbered = dict(enumerate(self.labels))
+        return {"id2label": numbered, "label2id": {label: n for n, label in numbered.items()}, "pad_token_id": self.pad}
 
 
 def cache_folder() -> Path:
@@ -143,23 +163,64 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
     return tokenizer
 
 
-def load_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model with its weights in `dtype`, from safetensors alone."""
-    from transformers import AutoModelForCausalLM
+def load_model(
+    source: str, *, dtype: torch.dtype, trust_remote_code: bool = False, head: Head | None = None
+) -> PreTrainedModel:
+    """The model with its weights in `dtype`, from safetensors alone; with a score head in place of the vocabulary's where one is given."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    kind: Any = AutoModelForSequenceClassification if head else AutoModelForCausalLM
     with quiet(), _explained(source):
-        return AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        model, found = kind.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **(head.as_config() if head else {}),
         )
+    if head:
+        _prepare_head(model, head, new="score.weight" in found["missing_keys"])
+    return model
 
 
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+def _prepare_head(model: Any, head: Head, *, new: bool) -> None:
+    """The head in float32, since it is always trained; a new one begins as transformers begins them, but by a seed of its own."""
+    import torch
+
+    if type(getattr(model, "score", None)) is not torch.nn.Linear:
+        raise ModelError(
+            "its classification head is no linear layer", where=model.config.model_type, expected="`score`"
+        )
+    model.score.float()
+    model.config.get_text_config().pad_token_id = head.pad
+    if new:
+        std = model.config.get_text_config().initializer_range
+        first = torch.randn(model.score.weight.shape, generator=torch.Generator().manual_seed(head.seed)) * std
+        with torch.no_grad():
+            model.score.weight.copy_(first)
+
+
+def head_of(model: Any) -> Head | None:
+    """The score head of a transformers model or a `PeftModel`; None where it has the vocabulary's."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(inner, "score"):
+        return None
+    config = inner.config
+    return Head(tuple(config.id2label[number] for number in range(config.num_labels)), config.pad_token_id)
+
+
+def empty_model(config: PretrainedConfig, head: Head | None = None) -> PreTrainedModel:
     """The model's shape without its weights: every parameter is on the meta device and takes no memory."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    if head:
+        config = copy.deepcopy(config)
+        config.update(head.as_config())
+    kind = AutoModelForSequenceClassification if head else AutoModelForCausalLM
     with quiet(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return kind.from_config(config)
 
 
 @contextlib.contextmanager

@@ -8,26 +8,62 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from burnish.data.classes import Classes
 from burnish.data.render import Chat
 from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
-from burnish.model.load import load_config, load_model, load_tokenizer, quiet
+from burnish.model.load import Head, head_of, load_config, load_model, load_tokenizer, quiet
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HOW_TO_SCORE = """
+## How it answers
+
+It scores {labels} labels and writes nothing. The text goes in as it is, without a chat template.
+
+```python
+from transformers import pipeline
+
+pipeline("text-classification", "merged")("some text")
+```
+
+The adapter is loaded with what `head.json` says of the labels:
+
+```python
+import json
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+head = json.loads(Path("adapter/head.json").read_text(encoding="utf-8"))
+base = AutoModelForSequenceClassification.from_pretrained("THE BASE MODEL", **head)
+model = PeftModel.from_pretrained(base, "adapter")
+```
+"""
 # Largest difference of a log-probability between the model that was evaluated and a file of it, both computed in float32. Adding the
 # adapter into the weights rounds a little; a model that came in 16 bits is written in 16 bits, which keeps 8 to 11 bits of each weight.
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
 
 
 def write_adapter(model: Any, tokenizer: Any, folder: Path) -> Path:
-    """`adapter/`: what PEFT loads, with the tokenizer and its chat template."""
+    """`adapter/`: what PEFT loads, with the tokenizer and its chat template.
+
+    With a score head, `head.json` beside it says what transformers must know to load the model below (see the card). A config.json would
+    say it too, but where there is one transformers no longer looks for an adapter.
+    """
     with _whole(folder) as fresh, quiet():
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
+        if head := head_of(model):
+            text = json.dumps(head.as_config(), indent=1, ensure_ascii=False)
+            (fresh / "head.json").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -35,8 +71,9 @@ def write_merged(model: Any, tokenizer: Any, folder: Path, *, end_ids: Collectio
     """`merged/`: what transformers loads. An adapter is added into the weights, so `model` is no longer the tuned one with a switch."""
     with _whole(folder) as fresh, quiet():
         merged = (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).to(dtype)
-        merged.generation_config.eos_token_id = sorted(end_ids)
-        merged.generation_config.pad_token_id = tokenizer.pad_token_id
+        if merged.can_generate():
+            merged.generation_config.eos_token_id = sorted(end_ids)
+            merged.generation_config.pad_token_id = tokenizer.pad_token_id
         merged.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
     return folder
@@ -79,14 +116,14 @@ def try_adapter(model: Any, folder: Path) -> None:
 
 
 def replay(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
-    """Log-probabilities (T-1,) of each token of each sequence: what parity compares."""
+    """Log-probabilities of each sequence: what parity compares. (T-1,) of its tokens, or (C,) of its labels by a score head."""
     found = []
     model.eval()
     with torch.inference_mode():
         for ids in sequences:
             tokens = torch.tensor([ids], device=next(model.parameters()).device)
-            logits = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)[0, :-1]
-            found.append(logits.gather(-1, tokens[0, 1:, None])[:, 0].cpu())
+            logp = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)[0]  # (T,V), or (C,)
+            found.append((logp if logp.dim() == 1 else logp[:-1].gather(-1, tokens[0, 1:, None])[:, 0]).cpu())
     return found
 
 
@@ -116,12 +153,12 @@ def check_parity(
     return {"prompts": len(sequences), "status": "pass", "differences": differences, "largest_difference": largest}
 
 
-def load_adapter(folder: Path, source: str) -> Any:
+def load_adapter(folder: Path, source: str, head: Head | None = None) -> Any:
     """The base model with the adapter of a folder, as PEFT loads it, in float32."""
     from peft import PeftModel
 
     with quiet():
-        return PeftModel.from_pretrained(load_model(source, dtype=torch.float32), str(folder))
+        return PeftModel.from_pretrained(load_model(source, dtype=torch.float32, head=head), str(folder))
 
 
 def restore_base(model: Any, source: str) -> None:
@@ -129,7 +166,8 @@ def restore_base(model: Any, source: str) -> None:
     published = load_model(source, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_" not in name:
+            # A score head was never published, and is held in float32.
+            if "lora_" not in name and ".score." not in name:
                 own = name.removeprefix("base_model.model.").replace(".base_layer", "")
                 parameter.copy_(published.get_parameter(own))
 
@@ -147,14 +185,14 @@ def export(
     model.float()
     if held not in (torch.float32, saved):
         restore_base(model, source)
-    expected = replay(model, fixed)
+    head, expected = head_of(model), replay(model, fixed)
     loaders: dict[Path, Callable[[], Any]] = {}
     if "adapter" in wanted:
         adapter = write_adapter(model, chat.tokenizer, folder / "adapter")
-        loaders[adapter] = lambda: load_adapter(adapter, source)
+        loaders[adapter] = lambda: load_adapter(adapter, source, head)
     if "merged" in wanted:
         merged = write_merged(model, chat.tokenizer, folder / "merged", end_ids=chat.end_ids, dtype=saved)
-        loaders[merged] = lambda: load_model(str(merged), dtype=torch.float32)
+        loaders[merged] = lambda: load_model(str(merged), dtype=torch.float32, head=head)
     return check_parity(expected, fixed, loaders, TOLERANCE[saved if "merged" in wanted else torch.float32])
 
 
@@ -175,7 +213,7 @@ def export_run(run: Path, to: Path, kinds: Collection[str], *, force: bool = Fal
         raise CheckpointError(
             "this run trained all weights, so it has no adapter", where=str(run), hint="--kind merged"
         )
-    chat = Chat(tokenizer, system=report["task"]["system"])
+    chat = chat_of(report, tokenizer)
     asked = (
         [example["prompt"] for example in report["evaluation"]["examples"][:4]]
         if report.get("evaluation")
@@ -189,13 +227,28 @@ def export_run(run: Path, to: Path, kinds: Collection[str], *, force: bool = Fal
 def load_run(run: Path, report: Mapping[str, Any]) -> Any:
     """The tuned model of a run in float32: its adapter on the base model where it has one, else what was merged."""
     made = report.get("artifacts", {})  # what an earlier recipe left in the folder is not this run's
+    head = read_head(report)
     if "adapter" in made and (run / "adapter").is_dir():
-        return load_adapter(run / "adapter", report["model"]["source"])
+        return load_adapter(run / "adapter", report["model"]["source"], head)
     if "merged" in made and (run / "merged").is_dir():
-        return load_model(str(run / "merged"), dtype=torch.float32)
+        return load_model(str(run / "merged"), dtype=torch.float32, head=head)
     raise CheckpointError(
         "the run has neither adapter/ nor merged/", where=str(run), hint="burnish run RECIPE   makes them"
     )
+
+
+def read_head(report: Mapping[str, Any]) -> Head | None:
+    """The score head of a run's model; None where it writes text."""
+    found = report.get("model", {}).get("head")
+    return Head(**found | {"labels": tuple(found["labels"])}) if found else None
+
+
+def chat_of(report: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Chat:
+    """What turns text into ids for the model of a run, as it did in training."""
+    system, head = report["task"]["system"], read_head(report)
+    if head is None:
+        return Chat(tokenizer, system=system)
+    return Classes(tokenizer, head.labels, system=system, max_length=report["task"]["max_length"])
 
 
 def refuse_unless_fit(report: Mapping[str, Any], *, force: bool) -> None:
@@ -215,6 +268,7 @@ def _dtype_of(source: str) -> torch.dtype:
 def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) -> Path:
     """`card.md`: the model card, with the figures of the report and nothing else."""
     evaluation, task, model, training = (report.get(part) or {} for part in ("evaluation", "task", "model", "training"))
+    head = read_head(report)
     figures = "Base and tuned were not compared."
     if evaluation:
         low, high = evaluation["ci95"]
@@ -222,6 +276,7 @@ def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) ->
             f"{evaluation['metric']} on {evaluation['n']} locked test rows: base {evaluation['base']:.3f}, "
             f"tuned {evaluation['tuned']:.3f}, gain {evaluation['delta']:+.3f} (95% interval {low:+.3f} to {high:+.3f})."
         )
+    compared = f" Base is {evaluation['base_is']}." if evaluation.get("base_is") else ""
     guards = "\n".join(
         f"| {guard['n']} | {guard['mistake']} | {guard['status']} | {guard['found']} |" for guard in report["guards"]
     )
@@ -236,10 +291,10 @@ def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) ->
 {report.get("goal") or "Its recipe states no goal."}
 
 - Verdict: **{report["verdict"]}**. {" ".join(report["reasons"])}
-- {figures}
+- {figures}{compared}
 - Tuned with {model.get("method")}: {model.get("trained_parameters", 0):,} of {model.get("parameters", 0):,} parameters,
   {training.get("steps")} steps, peak learning rate {training.get("learning_rate")}.
-
+{HOW_TO_SCORE.format(labels=len(head.labels)) if head else ""}
 ## What was checked
 
 | n | mistake | status | found |

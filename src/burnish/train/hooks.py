@@ -16,6 +16,7 @@ from typing import Any
 
 from burnish.errors import Interrupted
 from burnish.train.checkpoint import Checkpoint, Store, random_state
+from burnish.train.ladder import Ladder
 from burnish.train.loop import Step
 from burnish.train.optim import Optim
 from burnish.train.trackers import Tracker
@@ -90,7 +91,10 @@ class Validate:
 
 @dataclass
 class Save:
-    """Saves every so many steps, or about once a minute where `every` is None; at each best validation; and when told to."""
+    """Saves every so many steps, or about once a minute where `every` is None; at each best validation; and when told to.
+
+    ladder: whose rung is saved too, so that a run goes on from there.
+    """
 
     store: Store
     optim: Optim
@@ -98,6 +102,7 @@ class Save:
     validate: Validate
     every: int | None = None
     interval: float = 60.0
+    ladder: Ladder | None = None
     saved: int = -1
     _last: float = field(default_factory=time.monotonic)
 
@@ -119,6 +124,7 @@ class Save:
             "steps": step,
             "random": random_state(),
             "validations": [asdict(seen) for seen in self.validate.history],
+            "ladder": self.ladder.state_dict() if self.ladder else None,
         }
         best = self.validate.best
         checkpoint = Checkpoint(dict(self.optim.parameters), self.optim.state_tensors(), state)

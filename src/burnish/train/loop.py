@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,7 +16,9 @@ from burnish.core import Batch, Objective
 from burnish.data.feed import Feed
 from burnish.errors import RecipeError, TrainingError
 from burnish.model.net import Net
+from burnish.train.ladder import Ladder, is_out_of_memory, release
 from burnish.train.optim import Optim
+from burnish.train.replay import Passes, forward_backward
 
 Tasks = Mapping[str, tuple[Objective, float]]
 
@@ -42,16 +45,26 @@ class Hook(Protocol):
     def after(self, step: Step) -> str | None: ...
 
 
-def fit(net: Net, tasks: Tasks, feed: Feed, optim: Optim, hooks: Sequence[Hook]) -> str:
+def fit(
+    net: Net,
+    tasks: Tasks,
+    feed: Feed,
+    optim: Optim,
+    hooks: Sequence[Hook],
+    ladder: Ladder | None = None,
+    passes: Passes | None = None,
+) -> str:
     """Train until the feed ends or a hook says stop. Returns why it ended; "end" for the former.
 
+    ladder: what to give up where the memory is not enough; the step is then done again, with the same rows.
+    passes: how a micro-batch goes forwards and backwards; None is one after the other, as written in `replay`.
     Raises TrainingError within the step in which a loss or gradient is no longer a finite number, before it reaches the weights.
     """
     net.train()
     for micro in feed:
         began = time.perf_counter()
-        loss, stats, norm = backward(net, tasks, micro, optim)
-        _refuse_nonsense(optim.steps + 1, loss, norm, net, tasks, micro)
+        micro, (loss, stats, norm) = _gradients(net, tasks, feed, micro, optim, ladder, passes)
+        _refuse_nonsense(loss, norm, net, tasks, micro, optim)
         rate = optim.rate
         optim.step()
         optim.zero_grad()
@@ -74,29 +87,54 @@ def fit(net: Net, tasks: Tasks, feed: Feed, optim: Optim, hooks: Sequence[Hook])
     return "end"
 
 
-def backward(net: Net, tasks: Tasks, micro: Iterable[Batch], optim: Optim) -> tuple[float, dict[str, float], float]:
+Gradients = tuple[float, dict[str, float], float]
+
+
+def _gradients(
+    net: Net,
+    tasks: Tasks,
+    feed: Feed,
+    micro: list[Batch],
+    optim: Optim,
+    ladder: Ladder | None,
+    passes: Passes | None,
+) -> tuple[list[Batch], Gradients]:
+    """The micro-batches of a step and what `backward` says of them, on the first rung of the ladder on which they fit."""
+    while True:
+        try:
+            return micro, backward(net, tasks, micro, optim, passes)
+        except (RuntimeError, MemoryError) as error:
+            if ladder is None or not is_out_of_memory(error):
+                raise
+        optim.zero_grad()
+        release()
+        ladder.down(f"step {optim.steps + 1}", max(batch.ids.numel() for batch in micro))
+        micro = feed.again()
+
+
+def backward(net: Net, tasks: Tasks, micro: Sequence[Batch], optim: Optim, passes: Passes | None = None) -> Gradients:
     """Gradients of one optimiser step from its micro-batches: (loss, stats by name, gradient norm before clipping).
 
     Everything is counted before any loss is scaled, so that each token (or group) weighs the same in whichever micro-batch it lies.
+    What is added up stays on the device until the end: the host waits for it once a step, not once a micro-batch.
     """
-    micro = [batch.to(net.device) for batch in micro]
+    passes = passes or partial(forward_backward, net)
     counts: dict[str, Tensor] = {}
     for batch in micro:
         counts[batch.task] = counts.get(batch.task, torch.zeros(())) + tasks[batch.task][0].count(batch)
-    total = 0.0
-    sums: defaultdict[str, float] = defaultdict(float)
-    sizes: defaultdict[str, float] = defaultdict(float)
-    for batch in micro:
+    total = torch.zeros((), dtype=torch.float64, device=net.device)
+    sums: dict[str, Tensor] = {}  # name -> (sum, count), (2,) float64
+    for number, batch in enumerate(micro, 1):
         objective, weight = tasks[batch.task]
-        loss = objective.loss(net(batch, objective.needs), batch)
-        scaled = weight * loss.sum / counts[batch.task].clamp_min(1e-12)
-        scaled.backward()
-        total += float(scaled.detach())
-        for name, (value, count) in loss.stats.items():
-            sums[name] += float(value)
-            sizes[name] += float(count)
-    stats = {name: sums[name] / sizes[name] for name in sums if sizes[name]}
-    return total, stats, float(optim.gradient_norm())
+        with optim.around_backward(last=number == len(micro)):
+            scaled, stats = passes(objective, batch, weight / counts[batch.task].clamp_min(1e-12))
+        total += scaled
+        for name, pair in stats.items():
+            sums[name] = sums.get(name, 0) + torch.stack([value.double() for value in pair]).to(net.device)
+    norm = optim.gradient_norm().double().to(net.device)
+    found = torch.cat([total[None], norm[None], *sums.values()]).tolist()
+    pairs = zip(sums, found[2::2], found[3::2], strict=True)
+    return found[0], {name: value / count for name, value, count in pairs if count}, found[1]
 
 
 def check_streams(tasks: Tasks, micro: Iterable[Batch]) -> None:
@@ -110,15 +148,16 @@ def check_streams(tasks: Tasks, micro: Iterable[Batch]) -> None:
             )
 
 
-def _refuse_nonsense(step: int, loss: float, norm: float, net: Net, tasks: Tasks, micro: Sequence[Batch]) -> None:
-    if torch.isfinite(torch.tensor([loss, norm])).all():
+def _refuse_nonsense(loss: float, norm: float, net: Net, tasks: Tasks, micro: Sequence[Batch], optim: Optim) -> None:
+    if math.isfinite(loss) and math.isfinite(norm):
         return
     guilty = [place for batch in micro if not _is_finite(net, tasks, batch) for place in batch.where]
     places = guilty or [place for batch in micro for place in batch.where]
     shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+    whole = "those of the last checkpoint are whole" if optim.in_backward else "the weights were not touched"
     raise TrainingError(
-        f"the loss is {loss} and the gradient's norm {norm}; the weights were not touched",
-        where=f"step {step}, rows {shown}",
+        f"the loss is {loss} and the gradient's norm {norm}; {whole}",
+        where=f"step {optim.steps + 1}, rows {shown}",
         expected="finite numbers",
         hint="--set train.learning_rate=1e-4   (a lower rate), or look at these rows with burnish data check",
     )

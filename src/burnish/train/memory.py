@@ -1,86 +1,51 @@
-"""What a run will need, from shapes alone: parameters, memory by part, tokens, steps and time."""
+"""What a step needs of the memory, byte by byte from the shapes of the model, and what the machine has."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from burnish.progress import as_time
-from burnish.recipe import Recipe
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from burnish.errors import RecipeError
+from burnish.model.head import KEPT_BYTES, LOGITS
+from burnish.train.shape import Shape
 
 GIB = 2**30
-HEADROOM = 0.92  # share of the memory that a plan may fill
-RUNTIME_BYTES = {"cpu": 0.9 * GIB, "cuda": 0.7 * GIB}  # Python, torch and its kernels, before any tensor
-EFFICIENCY = {"cpu": 0.6, "cuda": 0.5}  # share of the measured matrix product rate that a whole step reaches
+HEADROOM = 0.92  # share of the memory that a step may fill: the allocator's own gaps need the rest
+# Python, torch and its kernels. On an accelerator only what its allocator counts: the workspaces of the products.
+RUNTIME_BYTES = {"cpu": 0.9 * GIB, "cuda": 0.1 * GIB}
+RECOMPUTE = ("none", "elementwise", "mlp", "all", "offload")  # from the fastest to the leanest
+NOT_COMPILED = ("none", "all", "offload")  # without a compiler a layer is kept or computed again as a whole
 
-
-@dataclass(frozen=True)
-class Plan:
-    """memory: bytes by part and in total. seconds: training and the answers given meanwhile. would_fit: what to type when it does not."""
-
-    model: str
-    device: str
-    precision: str
-    parameters: int
-    trained_parameters: int
-    rows: int
-    tokens_per_epoch: int
-    trained_tokens_per_epoch: int
-    batch_size: int
-    micro_tokens: int
-    epochs: float
-    steps: int
-    learning_rate: float
-    memory: dict[str, int]
-    memory_available: int
-    fits: bool
-    would_fit: str
-    tokens_per_second: float
-    seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def as_text(self) -> str:
-        parts = "".join(f"\n  {name:<16} {size / GIB:7.2f} GiB" for name, size in self.memory.items())
-        fit = "it fits" if self.fits else f"it does not fit; what would: {self.would_fit}"
-        share = self.trained_parameters / self.parameters
-        tokens = f"{self.tokens_per_epoch:,} tokens an epoch, {self.trained_tokens_per_epoch:,} trained"
-        schedule = f"{self.batch_size} rows over {self.epochs:g} epochs, learning rate {self.learning_rate:.1e}"
-        return (
-            f"{self.model} in {self.precision} on {self.device}\n"
-            f"  parameters       {self.parameters:,}, trained {self.trained_parameters:,} ({share:.1%})\n"
-            f"  data             {self.rows:,} rows, {tokens}\n"
-            f"  steps            {self.steps:,} of {schedule}\n"
-            f"memory ({self.micro_tokens:,} tokens at once){parts}\n"
-            f"  available        {self.memory_available / GIB:7.2f} GiB: {fit}\n"
-            f"time               about {as_time(self.seconds)}, at {self.tokens_per_second:,.0f} tokens/s"
-        )
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What the data asks for: rows to train on, their tokens, and what validation and test will generate."""
-
-    rows: int
-    tokens: int
-    trained: int
-    longest: int
-    generated: int
-    prompted: int
+# What the backward pass keeps for each token and layer, by the level of recomputation.
+KEPT = {
+    "none": ("norm inputs", "normed", "attention", "gate and up", "product", "adapters"),
+    "elementwise": ("layer input", "attention", "gate and up", "adapters"),
+    "mlp": ("layer input", "attention", "adapters"),
+    "all": ("layer input",),
+    "offload": (),
+}
+# What exists beside that while one layer is walked back: what has to be computed again, and the slopes of the MLP's tensors.
+AGAIN = {
+    "none": (),
+    "elementwise": ("norm inputs", "normed", "product"),
+    "mlp": ("norm inputs", "normed", "gate and up", "product"),
+    "all": KEPT["none"],
+    "offload": ("layer input", "layer input", *KEPT["none"]),  # one layer's input comes while the one before it is used
+}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `set_up` decided."""
+    """What was decided of a run.
+
+    micro_tokens: tokens that go through the net at once. recompute: one of RECOMPUTE. optimizer: adamw or adamw8bit.
+    in_backward: whether each parameter is updated within the backward pass, so that its gradient can go at once. graph: whether passes
+    and updates are recorded as CUDA graphs, for models whose kernels the host cannot launch as fast as they run. one_row: whether a
+    micro-batch is a single packed row, which attention by edges allows; else rows are as long as the longest sequence may be.
+    """
 
     batch_size: int
     micro_tokens: int
@@ -89,14 +54,42 @@ class Settings:
     learning_rate: float
     precision: str
     device: str
+    recompute: str = "none"
+    optimizer: str = "adamw"
+    compile: bool = False
+    in_backward: bool = False
+    graph: bool = False
+    one_row: bool = False
 
 
 def device_of_choice() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def precision_of_choice(wanted: str, device: torch.device) -> str:
-    """`auto` is bf16 where the hardware multiplies it natively, else fp32: emulated bf16 is many times slower."""
+def precision_of_choice(wanted: str, device: torch.device, method: str = "lora") -> str:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp32: emulated bf16 is many times slower.
+
+    method: the adapter's. Raises RecipeError for fp8 and nf4 where they cannot be: both store weights that are not trained.
+    """
+    if wanted == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+        expected = "a card of compute capability 8.9 or above (Ada, Hopper or newer)"
+        raise RecipeError(
+            f"{name} multiplies no fp8", where="train.precision", expected=expected, hint="--set train.precision=bf16"
+        )
+    if wanted == "nf4" and not has_bitsandbytes():
+        raise RecipeError(
+            "nf4 needs bitsandbytes, which is not installed",
+            where="train.precision",
+            hint="pip install bitsandbytes   or --set train.precision=bf16",
+        )
+    if wanted in ("fp8", "nf4") and method == "full":
+        raise RecipeError(
+            f"weights stored as {wanted} cannot be trained",
+            where="train.precision",
+            expected="an adapter on a frozen base",
+            hint="--set adapter.method=lora   or --set train.precision=bf16",
+        )
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -104,6 +97,10 @@ def precision_of_choice(wanted: str, device: torch.device) -> str:
     capable = torch.cpu.get_capabilities()  # oneDNN's own answer is yes wherever there is AVX-512, emulated or not
     native = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16" if native and torch.backends.mkldnn.is_available() else "fp32"
+
+
+def has_bitsandbytes() -> bool:
+    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def micro_tokens_of_choice(wanted: int | str, device: torch.device, max_length: int) -> int:
@@ -114,11 +111,14 @@ def micro_tokens_of_choice(wanted: int | str, device: torch.device, max_length: 
 
 
 def memory_available(device: torch.device) -> int:
-    """Bytes of the accelerator, or what the machine (or its control group) still has."""
+    """Bytes that are free on the accelerator, or on the machine (or its control group), and those that this process holds already."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+    page = os.sysconf("SC_PAGE_SIZE")
+    free, held = page * os.sysconf("SC_AVPHYS_PAGES"), 0
     try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            held = page * int(file.read().split()[1])
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":", 1) for line in file)
         free = int(fields["MemAvailable"].split()[0]) * 1024
@@ -126,140 +126,138 @@ def memory_available(device: torch.device) -> int:
             free = min(free, int(file.read()))
     except (OSError, KeyError, ValueError):
         pass  # no Linux, or no limit
-    return free
+    return free + held
 
 
-def make_plan(recipe: Recipe, config: PretrainedConfig, shape: nn.Module, work: Workload, settings: Settings) -> Plan:
-    """The plan of a run. shape: the adapted model on the meta device, of which only sizes are read."""
-    device = torch.device(settings.device)
-    memory = _memory(config, shape, work, settings)
-    available = memory_available(device)
-    rate = _tokens_per_second(config, shape, work, settings)
-    answering = _answer_seconds(shape, work, rate)
-    fits = memory["total"] <= HEADROOM * available
-    return Plan(
-        model=recipe.model,
-        device=settings.device,
-        precision=settings.precision,
-        parameters=sum(p.numel() for name, p in shape.named_parameters() if "lora_" not in name),
-        trained_parameters=sum(p.numel() for p in shape.parameters() if p.requires_grad),
-        rows=work.rows,
-        tokens_per_epoch=work.tokens,
-        trained_tokens_per_epoch=work.trained,
-        batch_size=settings.batch_size,
-        micro_tokens=settings.micro_tokens,
-        epochs=settings.epochs,
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        memory=memory,
-        memory_available=available,
-        fits=fits,
-        would_fit="" if fits else _what_would_fit(recipe, settings, memory, HEADROOM * available),
-        tokens_per_second=round(rate, 1),
-        seconds=round(work.tokens * settings.steps * settings.batch_size / work.rows / rate + answering, 1),
-    )
+def room(device: torch.device, limit: float | None) -> int:
+    """Bytes that a step may fill. limit: GiB that the recipe allows at the most; predictions may be 3% under what is measured."""
+    free = HEADROOM * memory_available(device)
+    return int(min(free, 0.97 * limit * GIB) if limit else free)
 
 
-def _memory(config: PretrainedConfig, shape: nn.Module, work: Workload, settings: Settings) -> dict[str, int]:
-    text = config.get_text_config()
-    half = settings.precision == "bf16"
-    trained = sum(p.numel() for p in shape.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in shape.parameters() if not p.requires_grad)
-    head = 256 * text.vocab_size * 4 * 3  # a chunk's logits, their exponentials and one copy
+def hold_to(limit: float | None, device: torch.device) -> None:
+    """Let the accelerator's allocator refuse what is above the limit (GiB), so that the ladder steps down before it is passed."""
+    if limit and device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, limit * GIB / torch.cuda.get_device_properties(device).total_memory)
+        )
+
+
+def levels(settings: Settings) -> tuple[str, ...]:
+    """The levels of recomputation that there are, from the fastest to the leanest."""
+    known = RECOMPUTE if settings.compile else NOT_COMPILED
+    return tuple(level for level in known if level != "offload" or torch.device(settings.device).type != "cpu")
+
+
+def predict(
+    shape: Shape, settings: Settings, tokens: int, *, split: bool, trained: int | None = None
+) -> dict[str, int]:
+    """Bytes at the peak of a step, by part and in `total`.
+
+    tokens: of its largest micro-batch, padding with them; trained: how many of them are trained, all where it is None. split: whether a
+    step has several micro-batches, so that gradients outlive them.
+    On an accelerator `total` stands for torch.cuda.max_memory_allocated, on the CPU for the resident size.
+    """
+    device = torch.device(settings.device).type
+    activations = int(tokens * kept_bytes(shape, settings))
+    head = head_bytes(shape, settings, tokens if trained is None else trained)
     parts = {
-        "weights": frozen * (2 if half else 4) + trained * 4,
-        "gradients": trained * 4,
-        "optimizer": trained * 8,
-        "activations": int(max(settings.micro_tokens, work.longest) * _bytes_per_token(text, shape, half)),
-        "loss head": head,
-        "runtime": int(RUNTIME_BYTES[torch.device(settings.device).type]),
+        "weights": int(weight_bytes(shape, settings)),
+        "gradients": gradient_bytes(shape, settings, activations, split=split),
+        "optimizer": shape.trained * (8 if settings.optimizer == "adamw" else 2),
+        "activations": activations,
+        "recordings": activations if settings.graph else 0,  # beside those of the calls before
+        "one layer or head": int(max(head, tokens * layer_bytes(shape, settings)) + scratch_bytes(shape, settings)),
+        "runtime": int(RUNTIME_BYTES[device]),
     }
     return parts | {"total": sum(parts.values())}
 
 
-def _bytes_per_token(text: Any, shape: nn.Module, half: bool) -> float:
-    """Activations that the backward pass keeps for a token, over the layers that it walks through.
+def weight_bytes(shape: Shape, settings: Settings) -> float:
+    """Frozen weights as they are stored, trained ones in float32; and the bf16 copies of the latter that products read."""
+    plain = 4 if settings.precision == "fp32" or not shape.low_rank else 2
+    stored = {"fp8": 1 + 4 / shape.hidden, "nf4": 0.5 + 1 / 64 + 1 / 4096}.get(settings.precision, plain)
+    copies = 0 if settings.precision == "fp32" else 2 * (shape.trained - shape.outside)
+    if settings.compile and settings.recompute in ("all", "offload"):
+        copies = 2 * shape.layer  # made within a layer, and gone with it
+    return shape.matrices * stored + (shape.frozen - shape.matrices) * plain + shape.trained * 4 + copies
 
-    In each layer: two norms with their residuals (6 d), queries and attention output (5 q), keys and values (4 kv), the two
-    projections of the MLP, their activation and product (5 f).
+
+def gradient_bytes(shape: Shape, settings: Settings, activations: int, *, split: bool) -> int:
+    """What gradients (float32) add to the peak.
+
+    Within a single backward pass they grow as activations go, so the peak has the larger of the two; only the head's, which are
+    outside of the layers, are there from the beginning. Gradients of an earlier micro-batch are there beside all activations.
     """
-    heads = text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    queries, keys = heads * size, (getattr(text, "num_key_value_heads", None) or heads) * size
-    numbers = (
-        6 * text.hidden_size
-        + 5 * queries
-        + 4 * keys
-        + 5 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
-    )
-    return numbers * (2 if half else 4) * text.num_hidden_layers * _share_walked_back(shape)
+    if settings.in_backward and not split:
+        return 4 * (shape.outside + shape.layer)
+    if split:
+        return 4 * (shape.trained + shape.outside)
+    return max(4 * shape.outside, 4 * (shape.trained + shape.outside) - activations)
 
 
-def _share_walked_back(shape: nn.Module) -> float:
-    """The share of the layers, from the top, down to the lowest with something trained."""
-    from burnish.model.adapt import layer_of
+def head_bytes(shape: Shape, settings: Settings, trained: int) -> int:
+    """What the vocabulary head takes: logits of a chunk with their slopes, and where it is trained a copy of itself and all slopes.
 
-    layers = [number for name, _ in shape.named_parameters() if (number := layer_of(name)) is not None]
-    trained = [layer_of(name) for name, p in shape.named_parameters() if p.requires_grad]
-    lowest = min((number for number in trained if number is not None), default=0)
-    below_all = any(number is None for number in trained)  # something outside the layers, such as the embeddings
-    count = max(layers, default=0) + 1
-    return 1.0 if below_all else (count - lowest) / count
-
-
-def _tokens_per_second(config: PretrainedConfig, shape: nn.Module, work: Workload, settings: Settings) -> float:
-    """From the operations of a token and the matrix product rate of this machine, measured here and now.
-
-    Forward 2N, backward 2N over the layers it walks through and 2N more for the weights where they are trained; the head on trained
-    tokens alone, 4 V d each.
+    As `model.head` has it. On the CPU a chunk's logits are float32 three times over.
     """
-    text = config.get_text_config()
-    linear = sum(
-        p.numel()
-        for name, p in shape.named_parameters()
-        if p.dim() == 2 and "embed" not in name and "lm_head" not in name
+    device, number = torch.device(settings.device).type, number_bytes(settings)
+    chunk = min(LOGITS[device], trained * shape.vocabulary) * (12 if device == "cpu" else 2 * number)
+    if not shape.head_trained:
+        return chunk
+    slopes = trained * shape.vocabulary * number
+    copy = number * shape.vocabulary * shape.hidden
+    return chunk + copy + (slopes if slopes <= KEPT_BYTES[device] else 0)
+
+
+def kept_bytes(shape: Shape, settings: Settings) -> float:
+    """Activations that a token leaves for the backward pass, over the layers that it walks through, and around the decoder."""
+    table = token_bytes(shape, settings)
+    layer = sum(table[name] for name in KEPT[level_of(settings)])
+    around = 4 * shape.hidden * number_bytes(settings)  # the last norm, the head's input and its slope
+    return layer * shape.layers * shape.walked + around
+
+
+def layer_bytes(shape: Shape, settings: Settings) -> float:
+    """What one layer takes for a token while it is walked back, beside what it kept."""
+    table = token_bytes(shape, settings)
+    slopes = (3 * shape.mlp + 2 * shape.hidden) * number_bytes(settings)
+    return slopes + sum(table[name] for name in AGAIN[level_of(settings)])
+
+
+def token_bytes(shape: Shape, settings: Settings) -> dict[str, float]:
+    """Bytes of each tensor that a layer makes of a token.
+
+    Trained weights under autocast leave the stream between the layers in float32; so do the norms of layers that are not compiled, and
+    these also keep the activation of the gate.
+    """
+    number = number_bytes(settings)
+    stream = 4 if not shape.low_rank or not settings.compile else number
+    copied = shape.copies or 1
+    return {
+        "layer input": shape.hidden * (4 if not shape.low_rank else number),
+        "norm inputs": shape.norms * shape.hidden * stream,
+        "normed": (1 + copied) * shape.hidden * number,
+        "attention": 2 * (shape.queries + shape.keys) * number + 4 * shape.heads,
+        "gate and up": 2 * shape.mlp * number,
+        "product": (shape.mlp * (1 if settings.compile else 2) + shape.hidden * shape.copies) * number,
+        "adapters": shape.ranks * number,
+    }
+
+
+def scratch_bytes(shape: Shape, settings: Settings) -> float:
+    """Room for the largest matrix as a product reads it: turned, in fp8; from nf4 unpacked to bf16, and to fp8 from there."""
+    return {"nf4": 4, "fp8": 1}.get(settings.precision, 0) * shape.largest
+
+
+def level_of(settings: Settings) -> str:
+    """The level of recomputation that is really had; without a compiler the ones in between are the one below or above."""
+    return (
+        settings.recompute
+        if settings.compile
+        else {"elementwise": "none", "mlp": "all"}.get(settings.recompute, settings.recompute)
     )
-    trained = sum(p.numel() for p in shape.parameters() if p.requires_grad)
-    share = work.trained / max(work.tokens, 1)
-    operations = (
-        2 * linear * (1 + _share_walked_back(shape)) + 2 * trained + 4 * text.vocab_size * text.hidden_size * share
-    )
-    device = torch.device(settings.device)
-    return EFFICIENCY[device.type] * measured_rate(device, settings.precision) / operations
 
 
-def measured_rate(device: torch.device, precision: str, seconds: float = 0.5) -> float:
-    """Operations a second of a matrix product of a layer's shape."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    rows, inner, columns = (8192, 4096, 4096) if device.type == "cuda" else (1024, 576, 1536)
-    a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(columns, inner, device=device, dtype=dtype)
-
-    def run(times: int) -> float:
-        began = time.perf_counter()
-        for _ in range(times):
-            nn.functional.linear(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
-    run(3)
-    times = max(1, int(seconds / max(run(3) / 3, 1e-6)))
-    return 2 * rows * inner * columns * times / run(times)
-
-
-def _answer_seconds(shape: nn.Module, work: Workload, rate: float) -> float:
-    """Time of the answers generated for validation and test: prompts at twice the training rate, tokens in batches of 16."""
-    weights = sum(p.numel() for p in shape.parameters()) * 4
-    return work.prompted / (2 * rate) + work.generated / 16 * (weights / 8e9 + 0.03)
-
-
-def _what_would_fit(recipe: Recipe, settings: Settings, memory: dict[str, int], room: float) -> str:
-    """The first thing to type that makes the plan fit; in words where nothing here would."""
-    fixed = memory["total"] - memory["activations"]
-    if fixed < room:
-        tokens = int(settings.micro_tokens * (room - fixed) / memory["activations"])
-        if tokens >= 64:
-            return f"--set train.micro_tokens={tokens} --set train.max_length={min(tokens, recipe.train.max_length)}"
-    if recipe.adapter.method == "full":
-        return "--set adapter.method=lora"
-    return "a smaller model, or a machine with more memory"
+def number_bytes(settings: Settings) -> int:
+    return 4 if settings.precision == "fp32" else 2

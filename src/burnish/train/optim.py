@@ -1,13 +1,17 @@
-"""AdamW with warm-up, cosine decay and clipping, and the learning rate to begin with."""
+"""AdamW with warm-up, cosine decay and clipping, its moments in 32 or 8 bits, and the learning rate to begin with."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from burnish.errors import RecipeError
+from burnish.model.recorded import Recording
 
 BETAS = (0.9, 0.95)
 EPSILON = 1e-8
@@ -41,7 +45,11 @@ def rate_at(step: int, total: int, warmup: float) -> float:
 class Optim:
     """AdamW (arXiv 1711.05101) over named parameters. Matrices decay; vectors (norms, biases) do not.
 
-    learning_rate: the peak. total: optimiser steps of the whole run, which the schedule needs.
+    learning_rate: the peak. total: optimiser steps of the whole run, which the schedule needs. kind: "adamw", or "adamw8bit", whose moments
+    are stored in 8 bits by blocks of 256 (Dettmers et al. 2021, arXiv 2110.02861; from bitsandbytes).
+    in_backward: update each parameter as soon as its gradient is there, and let the gradient go (Lv et al. 2023, arXiv 2306.09782). The
+    norm of all gradients is known too late then: each parameter's is clipped by itself, which leaves alone all that clipping by the
+    common norm leaves alone. recorded: on a GPU, clip and update as CUDA graphs; gradients must stay in the same tensors then.
     """
 
     def __init__(
@@ -53,48 +61,171 @@ class Optim:
         warmup: float = 0.05,
         weight_decay: float = 0.01,
         clip: float = 1.0,
+        kind: str = "adamw",
+        in_backward: bool = False,
+        recorded: bool = False,
     ) -> None:
         self.parameters = dict(parameters)
         self.learning_rate, self.total, self.warmup, self.clip = learning_rate, total, warmup, clip
+        self.weight_decay, self.kind, self.in_backward, self.recorded = weight_decay, kind, in_backward, recorded
         self.steps = 0
-        matrices = [p for p in self.parameters.values() if p.dim() > 1]
-        vectors = [p for p in self.parameters.values() if p.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self._adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=learning_rate, betas=BETAS, eps=EPSILON
-        )
+        self._norms: dict[nn.Parameter, Tensor] = {}  # of this step, by the parameters that were updated within it
+        self._engines = self._make_engines()
+        self._record()
+
+    def _record(self) -> None:
+        """Ways to clip and to update that are recorded, where that is wanted."""
+        engine = next(iter(self._engines.values()))
+        self._clipped: Callable[[], Tensor] = Recording(self._clip) if self.recorded else self._clip
+        self._updated: Callable[[], Any] = Recording(engine.step) if self.recorded else engine.step
+
+    def _make_engines(self) -> dict[nn.Parameter, torch.optim.Optimizer]:
+        """Who updates each parameter: one for all, or one for each where they are updated at different times."""
+        every = list(self.parameters.values())
+        parts = [[parameter] for parameter in every] if self.in_backward else [every]
+        return {parameter: engine for part in parts for engine in [self._engine(part)] for parameter in part}
+
+    def _engine(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        matrices = [p for p in parameters if p.dim() > 1]
+        vectors = [p for p in parameters if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        given: Any = [group for group in groups if group["params"]]
+        settings: Any = {"lr": self.learning_rate, "betas": BETAS, "eps": EPSILON}
+        if self.kind == "adamw8bit":
+            return _adamw8bit()(given, **settings)
+        on_gpu = all(p.is_cuda for p in parameters)
+        if self.recorded:
+            settings["lr"] = torch.tensor(
+                self.learning_rate, device=parameters[0].device
+            )  # a graph reads it where it lies
+        return torch.optim.AdamW(given, **settings, fused=on_gpu or None, capturable=self.recorded)
 
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
         return self.learning_rate * rate_at(self.steps, self.total, self.warmup)
 
+    @contextlib.contextmanager
+    def around_backward(self, *, last: bool) -> Iterator[None]:
+        """To be held around the backward pass of each micro-batch. last: whether it is the last one of its step."""
+        updating = self.parameters.values() if self.in_backward and last else ()
+        hooks = [parameter.register_post_accumulate_grad_hook(self._update) for parameter in updating]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _update(self, parameter: Any) -> None:
+        """Clip and apply the gradient of one parameter. A step that is done again, for want of memory, updates it only once."""
+        if parameter not in self._norms:
+            self._norms[parameter] = nn.utils.clip_grad_norm_([parameter], self.clip)
+            self._apply(self._engines[parameter])
+        parameter.grad = None
+
+    def _apply(self, engine: torch.optim.Optimizer) -> None:
+        for group in engine.param_groups:
+            if self.recorded:
+                group["lr"].fill_(self.rate)
+            else:
+                group["lr"] = self.rate
+        self._updated() if not self.in_backward else engine.step()
+
     def gradient_norm(self) -> Tensor:
         """() the norm of all gradients together, before clipping. Gradients are clipped to `clip` in place."""
+        if self.in_backward:
+            return torch.stack(list(self._norms.values()) or [torch.zeros(())]).norm()
+        return self._clipped()
+
+    def _clip(self) -> Tensor:
         return nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip)
 
     def step(self) -> None:
-        for group in self._adam.param_groups:
-            group["lr"] = self.rate
-        self._adam.step()
+        if not self.in_backward:
+            self._apply(next(iter(self._engines.values())))
+        self._norms.clear()
         self.steps += 1
 
     def zero_grad(self) -> None:
-        self._adam.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def use(self, kind: str) -> None:
+        """Go on with moments of another kind, made from those that are there."""
+        moments = self.state_tensors()
+        self.kind, self.recorded, self._engines = kind, False, {}
+        self._engines = self._make_engines()
+        self._record()
+        self.load_state_tensors(moments, self.steps)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Adam's moments by "parameter/moment", flat, as a checkpoint keeps them."""
+        """Adam's moments by "parameter/moment", flat, as a checkpoint keeps them; the tables of 8-bit values are not part of it."""
         return {
-            f"{name}/{moment}": value
+            f"{name}/{moment}": torch.as_tensor(value)
             for name, parameter in self.parameters.items()
-            for moment, value in self._adam.state[parameter].items()
+            for moment, value in self._engines[parameter].state[parameter].items()
+            if not moment.startswith("qmap")
         }
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         self.steps = steps
-        for name, parameter in self.parameters.items():
-            moments: dict[str, Any] = {}
-            for moment in ("step", "exp_avg", "exp_avg_sq"):
-                if (value := tensors.get(f"{name}/{moment}")) is not None:
-                    moments[moment] = value.clone() if moment == "step" else value.to(parameter)
-            self._adam.state[parameter] = moments
+        found: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}
+        for key, value in tensors.items():
+            name, _, moment = key.rpartition("/")
+            found[name][moment] = value
+        for name, moments in found.items():
+            parameter = self.parameters[name]
+            engine = self._engines[parameter]
+            if self.kind == "adamw8bit":
+                _load_8bit(engine, parameter, moments)
+            else:
+                engine.state[parameter] = _in_32_bits(parameter, moments)
+
+
+def _in_32_bits(parameter: nn.Parameter, moments: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state of torch's AdamW; its count of steps lies where the update wants it."""
+    device = parameter.device if parameter.is_cuda else torch.device("cpu")
+    return {
+        name: value.to(device, copy=True) if name == "step" else value.to(parameter) for name, value in moments.items()
+    }
+
+
+def _load_8bit(engine: Any, parameter: nn.Parameter, moments: Mapping[str, Tensor]) -> None:
+    """Fill the state of bitsandbytes' AdamW from its own moments, or from those of torch's, which are rounded."""
+    if not moments:
+        return
+    for number, group in enumerate(engine.param_groups):
+        place = next((place for place, one in enumerate(group["params"]) if one is parameter), None)
+        if place is not None:
+            engine.init_state(group, parameter, number, place)
+    state = engine.state[parameter]
+    state["step"] = int(moments["step"])
+    for number, name in enumerate(("exp_avg", "exp_avg_sq"), 1):
+        target = state[f"state{number}"]
+        if name not in moments:
+            target.copy_(moments[f"state{number}"])
+            if f"absmax{number}" in moments:
+                state[f"absmax{number}"].copy_(moments[f"absmax{number}"])
+        elif target.dtype != torch.uint8:  # the moments of a small parameter stay as they are
+            target.copy_(moments[name])
+        else:
+            from bitsandbytes import functional
+
+            code, value = state[f"qmap{number}"], moments[name].to(parameter).contiguous()
+            rounded, scales = functional.quantize_blockwise(value, code=code, blocksize=256)
+            target.copy_(rounded.view_as(target))
+            state[f"absmax{number}"].copy_(scales.absmax)
+
+
+def _adamw8bit() -> Any:
+    """bitsandbytes' AdamW. Raises RecipeError where it is not installed."""
+    try:
+        from bitsandbytes import optim
+    except ImportError as error:
+        raise RecipeError(
+            "adamw8bit needs bitsandbytes, which is not installed",
+            where="train.optimizer",
+            hint="pip install bitsandbytes",
+        ) from error
+    kind: Any = optim
+    return kind.AdamW8bit

@@ -22,8 +22,10 @@ from burnish.progress import Progress, as_time
 from burnish.recipe import Train
 from burnish.train.checkpoint import Store, set_random_state
 from burnish.train.hooks import Record, Save, StopSignal, Validate, Validation
+from burnish.train.ladder import Ladder
 from burnish.train.loop import Hook, Step, Tasks, fit
 from burnish.train.optim import Optim
+from burnish.train.replay import Replayed
 from burnish.train.trackers import Tracker
 
 FIXED_PROMPTS = 4  # held-out prompts whose answers are kept at each validation
@@ -31,7 +33,10 @@ FIXED_PROMPTS = 4  # held-out prompts whose answers are kept at each validation
 
 @dataclass
 class Session:
-    """What the loop needs, put together. exam: the validation questions; without items nothing is validated."""
+    """What the loop needs, put together.
+
+    exam: the validation questions; without items nothing is validated. ladder: what to give up where the memory is not enough.
+    """
 
     net: Net
     tasks: Tasks
@@ -43,14 +48,17 @@ class Session:
     settings: Train
     progress: Progress
     stop: StopSignal
+    ladder: Ladder | None = None
 
     def run(self, metrics: Path, trackers: list[Tracker]) -> dict[str, Any]:
         """Train to the end and return the report's `training`. Raises Interrupted, once all is saved, on a signal to stop."""
         record = Record(metrics, trackers, Ticker(self.progress))
         validate = self._validation(record)
         every = None if self.settings.save_every == "auto" else self.settings.save_every
-        save = Save(self.store, self.optim, self.feed.state_dict, validate, every)
+        save = Save(self.store, self.optim, self.feed.state_dict, validate, every, ladder=self.ladder)
         self._resume(validate, save, record)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # what the try-out took is not what the training takes
         try:
             with self.stop.held():  # a second signal does not cut a save short
                 reason = self._train(record, validate, save)
@@ -68,12 +76,22 @@ class Session:
             if validate.best:
                 save.now()  # no later weights may be better than the first
             hooks: list[Hook] = [record, validate, save, self.stop]
-            reason = validate.reason_to_stop or fit(self.net, self.tasks, self.feed, self.optim, hooks)
+            passes = self._passes()
+            reason = validate.reason_to_stop or fit(
+                self.net, self.tasks, self.feed, self.optim, hooks, self.ladder, passes
+            )
         except Interrupted:
             save.now()
             raise
         save.now()
         return reason
+
+    def _passes(self) -> Replayed | None:
+        """How a micro-batch goes through the net where not plainly: recorded, as the settings say."""
+        if not (self.ladder and self.ladder.settings.graph):
+            return None
+        self.ladder.passes = Replayed(self.net, self.optim.parameters.values())
+        return self.ladder.passes
 
     def _resume(self, validate: Validate, save: Save, record: Record) -> None:
         """Take up the newest whole checkpoint, or begin anew where there is none."""
@@ -86,6 +104,8 @@ class Session:
             return
         step, checkpoint = found
         load_trained(self.net, checkpoint.weights)
+        if self.ladder and checkpoint.state["ladder"]:
+            self.ladder.load_state_dict(checkpoint.state["ladder"])
         self.optim.load_state_tensors(checkpoint.optimizer, checkpoint.state["steps"])
         self.feed.load_state_dict(checkpoint.state["position"])
         set_random_state(checkpoint.state["random"])
@@ -141,6 +161,7 @@ class Session:
             "learning_rate": self.optim.learning_rate,
             "precision": self.net.precision,
             "device": str(self.net.device),
+            "ladder": self.ladder.taken if self.ladder else [],
             "stopped": "ran to its end" if reason == "end" else f"stopped early, {reason}",
             "curve": [
                 {name: line[name] for name in ("step", "loss", "learning_rate", "gradient_norm", "tokens")}

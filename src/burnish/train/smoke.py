@@ -15,6 +15,7 @@ from burnish.data.render import Chat
 from burnish.errors import SmokeError
 from burnish.model.adapt import trained_parameters
 from burnish.model.net import Net
+from burnish.train.ladder import Ladder, is_out_of_memory, release
 from burnish.train.loop import Tasks, backward
 from burnish.train.optim import Optim
 
@@ -22,7 +23,12 @@ MEMORY_ROWS = 2  # rows to learn by heart
 MEMORY_TOKENS = 256  # and how many tokens they may have together, so that it takes seconds
 MEMORY_STEPS = 40
 LEARNT = 0.05  # share of the first loss that counts as learnt by heart
-AGREEMENT = {"fp32": 1e-3, "bf16": 0.15}  # nats a token; a logit of 30 in bf16 is itself only known to 0.125
+AGREEMENT = {
+    "fp32": 1e-3,
+    "bf16": 0.15,
+    "nf4": 0.15,
+    "fp8": 0.2,
+}  # nats a token; a logit of 30 in bf16 is itself only known to 0.125
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,19 @@ def smoke(
     longest: Sequence[Batch],
     rate: float,
     export: Callable[[Any, Path], None],
+    ladder: Ladder | None = None,
 ) -> SmokeReport:
     """Try every part of the run once; the weights are as they were when it returns.
 
     longest: the micro-batches of a step of the longest rows. rate: the run's learning rate. export: saves the trained part into a
-    folder and reads it back. Raises SmokeError naming the part that failed.
+    folder and reads it back. ladder: what to give up where the longest do not fit. Raises SmokeError naming the part that failed.
     """
-    before = {name: parameter.detach().clone() for name, parameter in trained_parameters(net).items()}
+    before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained_parameters(net).items()}
     random_state = torch.get_rng_state()
     try:
         difference = _head_difference(net, tasks, task, groups)
-        _longest_step(net, tasks, longest)
-        first, last, steps = _learn_by_heart(net, tasks, task, groups, rate)
+        tokens = _longest_step(net, tasks, longest, ladder)
+        first, last, steps = _learn_by_heart(net, tasks, task, groups, _optimizer(net, rate * 2, ladder))
         with tempfile.TemporaryDirectory() as folder:
             export(net.model, Path(folder))
     finally:
@@ -71,23 +78,17 @@ def smoke(
                 parameter.copy_(before[name])
         net.zero_grad(set_to_none=True)
         torch.set_rng_state(random_state)
-    tokens = max((batch.ids.numel() for batch in longest), default=0)
     return SmokeReport(tokens, first, last, steps, difference, chat.show(_shortest(groups)[0][0]))
 
 
 def _head_difference(net: Net, tasks: Tasks, task: str, groups: Sequence[Group]) -> float:
-    """The mean difference between our log-probabilities of a row's trained tokens and those from the model's own logits."""
+    """The mean difference between our log-probabilities of what a row teaches and those from the model's own logits."""
     group = _shortest(groups)[0]
     batch = pack(group_of_one(group), row_tokens=len(group[0]), task=task).to(net.device)
     net.eval()
     with torch.no_grad():
-        ours = net(batch, frozenset({"logp"})).logp
-        with net.autocast():
-            logits = net.model(input_ids=batch.ids, use_cache=False).logits
-        theirs = logits.float().log_softmax(-1)[:, :-1].gather(-1, batch.ids[:, 1:, None])[..., 0]
-    assert ours is not None
-    trained = batch.weight[:, 1:] != 0
-    difference = float((ours[:, 1:] - theirs)[trained].abs().mean())
+        differences = _of_labels(net, batch) if "score" in tasks[task][0].needs else _of_tokens(net, batch)
+    difference = float(differences.abs().mean())
     if not difference <= AGREEMENT[net.precision]:
         raise SmokeError(
             f"log-probabilities differ by {difference:.2g} from the model's own logits",
@@ -97,23 +98,63 @@ def _head_difference(net: Net, tasks: Tasks, task: str, groups: Sequence[Group])
     return difference
 
 
+def _of_tokens(net: Net, batch: Batch) -> torch.Tensor:
+    """(N,) for the trained tokens."""
+    ours = net(batch, frozenset({"logp"})).logp
+    with net.autocast():
+        logits = net.model(input_ids=batch.ids, use_cache=False).logits
+    theirs = logits.float().log_softmax(-1)[:, :-1].gather(-1, batch.ids[:, 1:, None])[..., 0]
+    assert ours is not None
+    return (ours[:, 1:] - theirs)[batch.weight[:, 1:] != 0]
+
+
+def _of_labels(net: Net, batch: Batch) -> torch.Tensor:
+    """(1,C) for the labels of a batch of one sequence. Beside bf16 weights the head is float32, which plain transformers must be told."""
+    ours = net(batch, frozenset({"score"})).score
+    with torch.autocast(net.device.type, torch.bfloat16, enabled=net.precision != "fp32"):
+        logits = net.model(input_ids=batch.ids[:, : int(batch.last) + 1], use_cache=False).logits
+    assert ours is not None
+    return ours.log_softmax(-1) - logits.float().log_softmax(-1)
+
+
 def group_of_one(group: Group) -> list[Group]:
     """The first sequence of a group as a batch of its own."""
     return [group[:1]]
 
 
-def _longest_step(net: Net, tasks: Tasks, longest: Sequence[Batch]) -> None:
-    """One step without an update at the size that needs the most memory."""
+def _longest_step(net: Net, tasks: Tasks, longest: Sequence[Batch], ladder: Ladder | None) -> int:
+    """One step that changes nothing at the size that needs the most memory, with Adam's moments there; the tokens that fitted."""
     net.train()
-    try:
-        loss, _, norm = backward(net, tasks, longest, _optimizer(net, 0.0))
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    while True:
         tokens = max(batch.ids.numel() for batch in longest)
-        raise SmokeError(
-            f"a micro-batch of {tokens} tokens does not fit into memory",
-            where="longest batch",
-            hint=f"--set train.micro_tokens={tokens // 2}   or --set train.max_length={tokens // 2}",
-        ) from error
+        try:
+            _step_without_change(net, tasks, longest, ladder)
+            return tokens
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if ladder is None:
+                raise SmokeError(
+                    f"a micro-batch of {tokens} tokens does not fit into memory",
+                    where="longest batch",
+                    hint=f"--set train.micro_tokens={tokens // 2}   or --set train.max_length={tokens // 2}",
+                ) from error
+        net.zero_grad(set_to_none=True)
+        release()
+        ladder.down("the try-out", tokens)
+        longest = ladder.feed.hardest()
+
+
+def _step_without_change(net: Net, tasks: Tasks, longest: Sequence[Batch], ladder: Ladder | None) -> None:
+    optim = _optimizer(net, 0.0, ladder)
+    for _ in range(2 if net.device.type == "cuda" else 1):  # the moments come with the first step
+        loss, _, norm = backward(net, tasks, longest, optim)
+        _check_gradient(loss, norm, longest)
+        optim.step()
+        optim.zero_grad()
+
+
+def _check_gradient(loss: float, norm: float, longest: Sequence[Batch]) -> None:
     if not torch.isfinite(torch.tensor([loss, norm])).all():
         places = ", ".join(longest[0].where[:5])
         raise SmokeError(
@@ -130,12 +171,11 @@ def _longest_step(net: Net, tasks: Tasks, longest: Sequence[Batch]) -> None:
 
 
 def _learn_by_heart(
-    net: Net, tasks: Tasks, task: str, groups: Sequence[Group], rate: float
+    net: Net, tasks: Tasks, task: str, groups: Sequence[Group], optim: Optim
 ) -> tuple[float, float, int]:
     """Train on a few rows until their loss has nearly gone: (first loss, last loss, steps)."""
     chosen = _shortest(groups)[:MEMORY_ROWS]
     batch = [pack(chosen, row_tokens=MEMORY_TOKENS, task=task)]
-    optim = _optimizer(net, rate * 2)
     losses: list[float] = []
     net.train()
     for _ in range(MEMORY_STEPS):
@@ -154,11 +194,11 @@ def _learn_by_heart(
 
 
 def _shortest(groups: Sequence[Group]) -> list[Group]:
-    """Groups from the shortest on, of those with something to learn."""
-    return sorted(
-        (group for group in groups if group and group[0].trained), key=lambda group: sum(len(seq) for seq in group)
-    )
+    """Groups from the shortest on."""
+    return sorted(filter(None, groups), key=lambda group: sum(len(seq) for seq in group))
 
 
-def _optimizer(net: Net, rate: float) -> Optim:
-    return Optim(trained_parameters(net), learning_rate=rate, total=10 * MEMORY_STEPS, warmup=0.0, weight_decay=0.0)
+def _optimizer(net: Net, rate: float, ladder: Ladder | None) -> Optim:
+    kinds: Any = {"kind": ladder.settings.optimizer, "in_backward": ladder.settings.in_backward} if ladder else {}
+    total = 10 * MEMORY_STEPS
+    return Optim(trained_parameters(net), learning_rate=rate, total=total, warmup=0.0, weight_decay=0.0, **kinds)

@@ -1,0 +1,82 @@
+"""From a labelled row to the text of which a score head names the class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from burnish.core import Group, Seq
+from burnish.data.render import Chat, question_and_answer
+from burnish.data.rows import Labelled, Row, Turns
+from burnish.errors import RecipeError, RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Classes(Chat):
+    """A tokenizer for texts that are classified, in place of one for conversations.
+
+    A row becomes its plain text as the tokenizer itself would encode it, with its own opening token where it has one. No template, no
+    system prompt and no label stand around it: they would be the same in every row, and a short text would be mostly frame. So
+    `tokenizer(text)` in plain transformers gives the very ids that were learnt. Nothing is appended either: the head reads the last
+    token that is not padding, and the end token often is the padding.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], *, system: str = "", max_length: int = 1024
+    ) -> None:
+        super().__init__(tokenizer, system=system, max_length=max_length)
+        self.labels = tuple(dict.fromkeys(labels))
+        self._number = {label: number for number, label in enumerate(self.labels)}
+        self._before, self._after = self._own_ends()
+
+    def render(self, row: Row) -> Group:
+        """The row as one sequence, y the number of its label.
+
+        Raises RecipeError for a label that the head does not have: dropped, such a row would make the figures better than they are.
+        """
+        turns, label = question_and_answer(row)
+        if isinstance(row, Labelled) and isinstance(row.label, float | tuple):
+            raise RecipeError(f"found the label {row.label!r}", where=row.where, expected="one class for each text")
+        if label not in self._number:
+            raise RecipeError(
+                f"found the label {label!r}, which is not among the {len(self.labels)} to choose from",
+                where=row.where,
+                expected=f"one of: {', '.join(self.labels[:8])}{', ...' if len(self.labels) > 8 else ''}",
+                hint="task: {labels: [...]}   names them all; by default they are those of the training rows",
+            )
+        ids = self._text(turns)
+        if not ids:
+            raise RowError("there is no text to classify", where=row.where, expected="some text before the label")
+        kept = self._framed(ids)
+        lost = len(self._before) + len(ids) + len(self._after) - len(kept)
+        return [Seq(kept, [0.0] * len(kept), y=float(self._number[label]), where=row.where, lost=lost)]
+
+    def prompt(self, turns: Turns, tools: Sequence[Any] = ()) -> list[int]:
+        """The ids of what was said, the system's turns left out: the head answers after them."""
+        return self._framed(self._text(turns))
+
+    def teaches(self, seq: Seq) -> bool:
+        """Always: what is learnt is the label, and no token of the text."""
+        return True
+
+    def show(self, seq: Seq) -> str:
+        """The sequence as text and, between double angle marks, its label."""
+        return f"{self.tokenizer.decode(seq.ids)} ⟪{self.labels[int(seq.y)]}⟫"
+
+    def _text(self, turns: Turns) -> list[int]:
+        text = "\n".join(turn.content for turn in turns if turn.role != "system")
+        return self._encode(self._marked(text, self._spelled))[0]
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        room = self.max_length - len(self._before) - len(self._after)
+        return [*self._before, *ids[:room], *self._after]
+
+    def _own_ends(self) -> tuple[list[int], list[int]]:
+        """The tokens that the tokenizer puts before and after a text; padding at its end is none of it."""
+        bare: list[int] = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole: list[int] = self.tokenizer("a")["input_ids"]
+        start = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+        after = whole[start + len(bare) :]
+        return whole[:start], [token for token in after if token != self.tokenizer.pad_token_id]

@@ -1,0 +1,150 @@
+"""The vocabulary head on trained tokens alone, its gradient taken while the logits exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Bend = Callable[[Tensor], Tensor]
+LOGITS = {"cpu": 256 * 49152, "cuda": 2**27}  # logits that exist at once: many rows keep a GPU busy, few a CPU's cache
+KEPT_BYTES = {"cpu": 0, "cuda": 6 * 2**30}  # slopes that a trained head may keep instead of computing its logits twice
+
+
+def head_logp(head: nn.Module, config: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """(N,d), (N,) -> (N,) float32 log p of the targets.
+
+    d log p_i / d h_i depends on token i alone, so it is known in the forward pass whatever the loss will be: two products over the
+    vocabulary instead of three, and nothing of size N x V is kept where the head is frozen.
+    """
+    bend = logit_curve(config)
+    if type(head) is nn.Linear:
+        logp: Tensor = _Head.apply(hidden, head.weight, head.bias, targets, bend, _compute_type(head.weight))
+        return logp
+    parts = [  # an adapted head, or one that somebody wrote: recomputed in the backward pass
+        checkpoint(_logp_of, head, bend, hidden[part], targets[part], use_reentrant=False)
+        for part in _chunks(len(targets), config.vocab_size, hidden.device)
+    ]
+    return torch.cat(parts) if parts else hidden.sum(-1).float() * 0
+
+
+def _logp_of(head: nn.Module, bend: Bend, hidden: Tensor, targets: Tensor) -> Tensor:
+    weight = getattr(head, "weight", None)
+    logits = bend(head(hidden if weight is None else hidden.to(weight.dtype)).float())
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)  # log_softmax on the CPU is less exact
+
+
+def _compute_type(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def _chunks(count: int, vocabulary: int, device: torch.device) -> list[slice]:
+    rows = max(1, LOGITS[device.type] // vocabulary)
+    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+
+
+class _Head(torch.autograd.Function):
+    """log p of the targets under the head weight (V,d) and bias (V,) or None, computed in `dtype`."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, bend: Bend, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.bend, ctx.dtype, wide = bend, dtype, weight.to(dtype)
+        trained = ctx.needs_input_grad[1]
+        kept = trained and len(targets) * len(weight) * 2 <= KEPT_BYTES[hidden.device.type]
+        logps, towards, slopes = [], [], []
+        for part in _chunks(len(targets), len(weight), hidden.device):
+            logp, slope = _terms(F.linear(hidden[part].to(dtype), wide, bias), targets[part], bend)
+            logps.append(logp)
+            if any(ctx.needs_input_grad[:2]):
+                towards.append((slope @ wide).to(hidden.dtype))
+            if kept:
+                slopes.append(slope)
+        empty = hidden.new_zeros(0, hidden.shape[-1])
+        toward = torch.cat(towards) if towards else empty
+        ctx.save_for_backward(toward, *([hidden, weight, bias, targets, *slopes] if trained else []))
+        return torch.cat(logps) if logps else hidden.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        toward, *rest = ctx.saved_tensors
+        grad = grads[0][:, None]  # (N,1)
+        to_hidden = (grad * toward).to(toward.dtype)
+        if not rest:
+            return to_hidden, None, None, None, None, None
+        hidden, weight, bias, targets, *slopes = rest
+        to_weight, to_bias = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+        for number, part in enumerate(_chunks(len(targets), len(weight), hidden.device)):
+            if slopes:
+                slope = slopes[number]
+            else:
+                logits = F.linear(hidden[part].to(ctx.dtype), weight.to(ctx.dtype), bias)
+                slope = _terms(logits, targets[part], ctx.bend)[1]
+            to_weight += slope.T @ (grad[part] * hidden[part]).to(slope.dtype)
+            if to_bias is not None:
+                to_bias += slope.T.float() @ grad[part, 0]
+        return to_hidden, to_weight, to_bias, None, None, None
+
+
+def _terms(logits: Tensor, targets: Tensor, bend: Bend) -> tuple[Tensor, Tensor]:
+    """(N,V), (N,) -> (N,) float32 log p of the targets, and (N,V) its slope by the logits: onehot - softmax, through the bend."""
+    if logits.is_cuda:
+        torch._dynamo.maybe_mark_dynamic(logits, 0)
+        torch._dynamo.maybe_mark_dynamic(targets, 0)
+        straight = _compiled()
+    else:
+        straight = _straight_terms
+    return straight(logits, targets) if bend is _straight else _bent(logits, targets, bend)
+
+
+def _straight_terms(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    # By hand, with one exponential: log_softmax on the CPU is off by 1e-5 over a wide vocabulary, and gradients show it.
+    wide = logits.float()
+    peak = wide.amax(-1, keepdim=True)  # (N,1)
+    chosen = (wide.gather(-1, targets[:, None]) - peak)[:, 0]
+    powers = wide.sub_(peak).exp_()  # in place: the logits are nobody else's
+    total = powers.sum(-1, keepdim=True)
+    slope = powers.div_(total).neg_()
+    slope[torch.arange(len(targets), device=slope.device), targets] += 1
+    return chosen - total[:, 0].log(), slope.to(logits.dtype)
+
+
+def _bent(logits: Tensor, targets: Tensor, bend: Bend) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = logits.detach().float().requires_grad_()
+        bent = bend(leaf)
+    logp, slope = _straight_terms(bent.detach().clone(), targets)
+    return logp, torch.autograd.grad(bent, leaf, slope)[0].to(logits.dtype)
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The same for a GPU, as two passes over the logits."""
+
+    def terms(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        wide = logits.float()
+        total = wide.logsumexp(-1, keepdim=True)
+        hit = torch.arange(wide.shape[-1], device=wide.device) == targets[:, None]
+        slope = hit.float() - (wide - total).exp()
+        return (wide.gather(-1, targets[:, None]) - total)[:, 0], slope.to(logits.dtype)
+
+    return torch.compile(terms)
+
+
+def _straight(logits: Tensor) -> Tensor:
+    return logits
+
+
+def logit_curve(config: Any) -> Bend:
+    """What some families do to their logits: Gemma caps them, Granite divides them, Cohere scales them."""
+    if cap := getattr(config, "final_logit_softcapping", None):
+        return lambda logits: cap * torch.tanh(logits / cap)
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return _straight if scale == 1 else lambda logits: logits * scale

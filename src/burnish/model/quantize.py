@@ -1,0 +1,207 @@
+"""The frozen base in 8 or 4 bits under a LoRA adapter, and back.
+
+4 bits is QLoRA (Dettmers et al. 2023, arXiv 2305.14314): NF4 in blocks of 64 weights whose scales are themselves kept in 8 bits. It is
+bitsandbytes that packs and unpacks, so the base is bit for bit what `BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+bnb_4bit_use_double_quant=True)` makes of the same model, and an adapter trained here stands on it anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from burnish.errors import RecipeError
+from burnish.model import fp8
+from burnish.model.frozen import FrozenLinear
+from burnish.model.lora import LoraLinear
+
+BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share one
+
+
+class Nf4Linear(FrozenLinear):
+    """A frozen linear layer in bitsandbytes' format, unpacked to bf16 for each product.
+
+    weight (out * in / 2, 1) uint8, two weights a byte; absmax (out * in / 64,) uint8, the scales of blocks; nested_absmax, nested_code and
+    offset, what those scales are made of; code (16,) the values of 4 bits.
+    """
+
+    weight: Tensor
+    absmax: Tensor
+    nested_absmax: Tensor
+    nested_code: Tensor
+    offset: Tensor
+    code: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        from bitsandbytes.functional import quantize_4bit
+
+        packed, state = quantize_4bit(
+            linear.weight.detach(), quant_type="nf4", compress_statistics=True, blocksize=BLOCK
+        )
+        found = {"weight": packed, "absmax": state.absmax, "nested_absmax": state.state2.absmax}
+        found |= {"nested_code": state.state2.code, "offset": state.offset, "code": state.code}
+        for name, value in found.items():
+            self.register_buffer(name, value)
+
+    def stored(self) -> tuple[Tensor, ...]:
+        return self.weight, self.absmax, self.nested_absmax, self.nested_code, self.offset, self.code
+
+    def dense(self) -> Tensor:
+        return unpacked(*self.stored(), columns=self.in_features)  # type: ignore[misc, arg-type]
+
+    @staticmethod
+    def forward_product(rows: Tensor, *stored: Tensor) -> Tensor:
+        return rows @ torch.ops.burnish.unpacked(*stored, rows.shape[1], False).to(rows.dtype).T
+
+    @staticmethod
+    def backward_product(slope: Tensor, *stored: Tensor) -> Tensor:
+        inner = 2 * stored[0].numel() // slope.shape[1]
+        return slope @ torch.ops.burnish.unpacked(*stored, inner, True).to(slope.dtype)
+
+
+class Nf4Fp8Linear(Nf4Linear):
+    """The same where the card multiplies 8 bits: unpacked to e4m3, whose error is a fraction of that of the 4 bits.
+
+    scale (out, 1) float32, as `fp8` has it.
+    """
+
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.register_buffer("scale", fp8.by_row(self.dense())[1])
+
+    def stored(self) -> tuple[Tensor, ...]:
+        return *super().stored(), self.scale
+
+    def dense(self) -> Tensor:
+        return unpacked(*Nf4Linear.stored(self), columns=self.in_features)  # type: ignore[misc, arg-type]
+
+    @staticmethod
+    def forward_product(rows: Tensor, *stored: Tensor) -> Tensor:
+        weight = torch.ops.burnish.unpacked_e4m3(*stored, rows.shape[1], False)
+        return fp8.forward_product(rows, weight, stored[-1])
+
+    @staticmethod
+    def backward_product(slope: Tensor, *stored: Tensor) -> Tensor:
+        inner = 2 * stored[0].numel() // slope.shape[1]
+        return fp8.backward_product(slope, torch.ops.burnish.unpacked_e4m3(*stored, inner, True), stored[-1])
+
+
+def unpacked(
+    weight: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor,
+    nested_code: Tensor,
+    offset: Tensor,
+    code: Tensor,
+    columns: int,
+) -> Tensor:
+    """(out, in) in bf16, from what `Nf4Linear` stores, by bitsandbytes. columns: in."""
+    shape = [2 * weight.numel() // columns, columns]
+    scales = _scales(absmax, nested_absmax, nested_code, offset)
+    found: Tensor = torch.ops.bitsandbytes.dequantize_4bit(weight, scales, BLOCK, "nf4", shape, torch.bfloat16)
+    return found
+
+
+def _scales(absmax: Tensor, nested_absmax: Tensor, nested_code: Tensor, offset: Tensor) -> Tensor:
+    """(out * in / 64,) float32 scales of the blocks."""
+    nested = torch.ops.bitsandbytes.dequantize_blockwise
+    found: Tensor = nested(absmax, nested_absmax, nested_code, SCALES_BLOCK, torch.float32) + offset
+    return found
+
+
+# Unpacking is one operation for a compiler. `again` says that it is the backward pass that asks: were both askings the same to a compiler,
+# it would keep the first one's answer for the second, and with it every weight in full.
+
+
+@torch.library.custom_op("burnish::unpacked", mutates_args=())
+def _unpacked(
+    weight: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor,
+    nested_code: Tensor,
+    offset: Tensor,
+    code: Tensor,
+    columns: int,
+    again: bool,
+) -> Tensor:
+    return unpacked(weight, absmax, nested_absmax, nested_code, offset, code, columns)
+
+
+@_unpacked.register_fake
+def _(weight: Tensor, *rest: Any) -> Tensor:
+    columns = rest[-2]
+    return weight.new_empty((2 * weight.numel() // columns, columns), dtype=torch.bfloat16)
+
+
+@torch.library.custom_op("burnish::unpacked_e4m3", mutates_args=())
+def _unpacked_e4m3(
+    weight: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor,
+    nested_code: Tensor,
+    offset: Tensor,
+    code: Tensor,
+    scale: Tensor,
+    columns: int,
+    again: bool,
+) -> Tensor:
+    if not weight.is_cuda:
+        dense = unpacked(weight, absmax, nested_absmax, nested_code, offset, code, columns)
+        return (dense.float() / scale).to(fp8.E4M3)
+    from burnish.model.kernels import unpack_e4m3
+
+    return unpack_e4m3(weight, _scales(absmax, nested_absmax, nested_code, offset), code, scale, columns)
+
+
+@_unpacked_e4m3.register_fake
+def _(weight: Tensor, *rest: Any) -> Tensor:
+    columns = rest[-2]
+    return weight.new_empty((2 * weight.numel() // columns, columns), dtype=fp8.E4M3)
+
+
+def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.device | None = None) -> int:
+    """Put the base of every adapted layer into 8 or 4 bits, one after the other. Returns how many.
+
+    device: where each layer's weight is moved first, so that no more than one is there in full. Layers whose sides the card cannot
+    multiply in 8 bits stay as they are. Raises RecipeError where no layer has an adapter: weights in few bits cannot be trained.
+    """
+    check_installed(kind)
+    count = 0
+    for layer in model.modules():
+        base = getattr(layer, "base_layer", None)
+        if not isinstance(layer, LoraLinear) or type(base) is not nn.Linear or not fp8.suits(base):
+            continue
+        layer.base_layer = _kind_of(kind, device or base.weight.device)(base.to(device))
+        count += 1
+    if not count:
+        raise RecipeError(
+            f"no layer has an adapter over a base in {kind}", where="train.precision", hint="adapter: {method: lora}"
+        )
+    return count
+
+
+def unquantize(model: nn.Module) -> None:
+    """Ordinary linear layers again, with the weights that were computed with: for an export, or to train on without them."""
+    for layer in model.modules():
+        if isinstance(base := getattr(layer, "base_layer", None), FrozenLinear):
+            layer.base_layer = base.plain()
+
+
+def check_installed(kind: str) -> None:
+    """Raise RecipeError where 4 bits are asked for and bitsandbytes is not there."""
+    if kind == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError(
+            "nf4 needs bitsandbytes, which is not installed", where="train.precision", hint="pip install bitsandbytes"
+        )
+
+
+def _kind_of(kind: str, device: torch.device) -> Any:
+    if kind == "fp8":
+        return fp8.Fp8Linear
+    return Nf4Fp8Linear if fp8.multiplies(device) else Nf4Linear

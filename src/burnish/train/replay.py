@@ -1,0 +1,118 @@
+"""A step's passes as CUDA graphs, for models so small that the host cannot launch their kernels as fast as they run.
+
+Each shape of micro-batch is run once as it is, once watched for anything that waits for the GPU, then recorded and from there on
+replayed: one launch for forward, loss and backward pass together. Gradients add up in tensors that stay where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.core import Batch, Objective
+from burnish.model.net import Net
+from burnish.model.recorded import Recording, Unrecordable
+
+Stats = dict[str, tuple[Tensor, Tensor]]
+Passes = Callable[[Objective, Batch, Tensor], tuple[Tensor, Stats]]
+MOST = 96  # shapes that are recorded; each keeps its inputs, all share the memory of their activations
+PLACES = 64  # lists of places are padded to multiples of it, so that few shapes are met
+
+
+def forward_backward(net: Net, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Tensor, Stats]:
+    """Gradients of factor () times the loss, added to those that are there. Returns () the scaled loss and the statistics."""
+    batch, factor = batch.to(net.device), factor.to(net.device)
+    loss = objective.loss(net(batch, objective.needs), batch)
+    scaled = factor * loss.sum
+    scaled.backward()
+    return scaled.detach(), {name: (value.detach(), count.detach()) for name, (value, count) in loss.stats.items()}
+
+
+class Replayed:
+    """`forward_backward` for one net, recorded by shape. parameters: those that are trained."""
+
+    def __init__(self, net: Net, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.net, self.parameters = net, list(parameters)
+        self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.refused = ""  # why nothing is recorded
+        self._shapes: dict[Any, tuple[Batch, Tensor, Recording]] = {}
+        on_gpu = net.device.type == "cuda"
+        self._stream = (
+            torch.cuda.Stream() if on_gpu else None
+        )  # autograd adds up on the stream where it first met a gradient
+        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+
+    def __call__(self, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Tensor, Stats]:
+        batch = padded(batch)
+        self._attach()
+        if self.refused or (len(self._shapes) >= MOST and _key(batch) not in self._shapes):
+            return forward_backward(self.net, objective, batch, factor)
+        key = _key(batch)
+        if key not in self._shapes:
+            self._shapes[key] = self._new(objective, batch, factor)
+        own, own_factor, recording = self._shapes[key]
+        _fill(own, batch)
+        own_factor.copy_(factor, non_blocking=True)
+        before = (
+            [one.clone() for one in self.gradients] if recording.calls == 1 else []
+        )  # what a watched call leaves half done
+        try:
+            scaled, stats = recording()
+        except Unrecordable as error:
+            self.forget(str(error).splitlines()[0])
+            torch._foreach_copy_(self.gradients, before)
+            return forward_backward(self.net, objective, batch, factor)
+        # What the next replay overwrites is copied out.
+        return scaled.clone(), {name: (value.clone(), count.clone()) for name, (value, count) in stats.items()}
+
+    def forget(self, why: str) -> None:
+        """Record no more, and let go of the memory of what was recorded."""
+        self.refused = why
+        self._shapes.clear()
+
+    def _attach(self) -> None:
+        """Gradients that the optimiser let go begin anew at zero, in the tensors that the recordings know."""
+        if all(parameter.grad is not None for parameter in self.parameters):
+            return
+        torch._foreach_zero_(self.gradients)
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient
+
+    def _new(self, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Batch, Tensor, Recording]:
+        net, own, own_factor = self.net, batch.to(self.net.device), factor.to(self.net.device, copy=True)
+        step = partial(forward_backward, net, objective, own, own_factor)
+        return own, own_factor, Recording(step, stream=self._stream, pool=self._pool)
+
+
+def padded(batch: Batch) -> Batch:
+    """The batch with its lists of places filled up to lengths that come again. What fills them counts for nothing.
+
+    A trained place past the end lands in no token; an edge at the end makes an empty sequence.
+    """
+    trained, edges = batch.trained, batch.edges
+    return replace(
+        batch,
+        trained=torch.cat([trained, trained.new_full((-len(trained) % PLACES,), batch.ids.numel())]),
+        edges=torch.cat([edges, edges[-1:].expand(-len(edges) % PLACES)]),
+    )
+
+
+def _key(batch: Batch) -> Any:
+    return batch.task, batch.longest, tuple((name, tuple(value.shape)) for name, value in _tensors(batch))
+
+
+def _tensors(batch: Batch) -> list[tuple[str, Tensor]]:
+    """Every tensor of a batch by its name."""
+    own = [(field.name, getattr(batch, field.name)) for field in fields(batch)]
+    streams = [*batch.tokens.items(), *batch.values.items()]
+    return [(name, value) for name, value in [*own, *streams] if isinstance(value, Tensor)]
+
+
+def _fill(target: Batch, source: Batch) -> None:
+    for (_, mine), (_, given) in zip(_tensors(target), _tensors(source), strict=True):
+        mine.copy_(given, non_blocking=True)

@@ -1,0 +1,130 @@
+"""Whole runs with a score head on a tiny random model: what they prove, write and refuse."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import burnish
+from burnish.errors import RecipeError
+from tiny_runs import questions, recipe_of, write_rows
+
+COLOURS = ("green", "red", "yellow")
+METHODS = {"lora": {"rank": 8, "alpha": 32}, "full": {"method": "full"}}
+RATES = {"lora": 0.01, "full": 0.003}
+
+
+def coloured(count=90):
+    """Texts that begin and end with their label."""
+    return [
+        {"text": f"{label} {q} {label}", "label": label}
+        for n, q in enumerate(questions(count))
+        for label in [COLOURS[n % 3]]
+    ]
+
+
+@pytest.fixture(scope="module")
+def recipe(model_folder, tmp_path_factory):
+    """A function from a method to the plain values of a recipe."""
+    file = write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", coloured())
+
+    def make(method, **changes):
+        values = recipe_of(
+            model_folder(),
+            file,
+            task={"kind": "classify", "goal": "Say the colour."},
+            objective="classify",
+            train={"epochs": 6, "learning_rate": RATES[method]},
+            **changes,
+        )
+        return values | {"adapter": METHODS[method]}
+
+    return make
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request, recipe, tmp_path_factory):
+    """The folder of a finished run for each way of training, which no test may change."""
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    burnish.run(recipe(request.param), out=folder, quiet=True)
+    return folder
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def test_a_head_that_learnt_its_labels_is_to_be_shipped(finished):
+    report = report_of(finished)
+    assert [step["status"] for step in report["steps"]] == ["done"] * 9
+    assert report["verdict"] == "ship"
+    evaluation = report["evaluation"]
+    assert evaluation["metric"] == "accuracy"
+    assert evaluation["tuned"] > 0.5 > evaluation["base"]
+    assert "prompted to write the label" in evaluation["base_is"]
+    assert evaluation["perplexity"] is None
+
+
+def test_the_report_says_what_the_head_is_and_what_was_learnt(finished):
+    report = report_of(finished)
+    assert report["model"]["head"]["labels"] == list(COLOURS)
+    assert report["data"]["trained_tokens"] == 0
+    guard = next(guard for guard in report["guards"] if guard["mistake"] == "no preprocessing")
+    assert guard["status"] == "pass"
+    assert "have a label to learn" in guard["found"]
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "A label is learnt for each text" in page
+    assert "AutoModelForSequenceClassification" in page
+
+
+def test_plain_transformers_makes_the_same_predictions_from_merged(finished):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(finished / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(finished / "merged")
+    examples = report_of(finished)["evaluation"]["examples"]
+    with torch.no_grad():
+        scores = model(**tokenizer([one["prompt"] for one in examples], padding=True, return_tensors="pt")).logits
+    found = [model.config.id2label[number] for number in scores.argmax(-1).tolist()]
+    assert found == [one["tuned"] for one in examples]
+
+
+def test_the_run_can_be_asked_for_labels(finished):
+    model = burnish.load(finished)
+    [answer] = model.answers(iter(["red bako red"]))
+    assert answer.split("  ")[0] == model.classify("red bako red")[0][0]
+
+
+def test_a_run_is_exported_again_with_its_head(finished, tmp_path):
+    parity = burnish.export(finished, tmp_path / "out", kinds=["merged"])
+    assert parity["largest_difference"] < 1e-4
+
+
+def test_the_same_recipe_again_repeats_nothing(recipe, finished):
+    report = burnish.run(recipe(finished.name), out=finished, quiet=True)
+    reused = {step["name"] for step in report["steps"] if step["status"] == "reused"}
+    assert reused == {"clean", "smoke", "train", "evaluate", "deploy"}
+
+
+def test_a_plan_counts_the_head_of_labels_and_not_that_of_the_vocabulary(recipe):
+    scored, written = (burnish.plan(recipe("full") | {"objective": name}) for name in ("classify", "sft"))
+    assert scored.trained_tokens_per_epoch == 0
+    assert scored.parameters == written.parameters + 3 * 32  # the vocabulary's is tied to the embeddings
+    assert scored.tokens_per_epoch < written.tokens_per_epoch
+
+
+def test_another_task_than_classify_is_refused_with_what_to_type(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="learns labels") as caught:
+        burnish.run(recipe("lora") | {"task": {"kind": "chat"}}, out=tmp_path / "run", quiet=True)
+    assert "task.kind=classify" in caught.value.hint
+
+
+def test_a_label_of_the_test_rows_that_training_never_saw_names_the_row(recipe, tmp_path):
+    rows = [{"text": question, "label": "blue"} for question in questions(110)[90:]]
+    values = recipe("lora")
+    values["data"] |= {"test": [write_rows(tmp_path / "test.jsonl", rows)]}
+    with pytest.raises(RecipeError, match=r"'blue'.*among the 3") as caught:
+        burnish.run(values, out=tmp_path / "run", quiet=True)
+    assert caught.value.where.endswith("test.jsonl:1")
