@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items) -> None:
     if torch.cuda.is_available():
         return
     for item in items:
-        if "gpu" in item.keywords:
+        if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="torch.cuda.is_available() is false: there is no GPU here"))
 
 

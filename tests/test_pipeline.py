@@ -333,6 +333,23 @@ def test_full_fine_tuning_writes_whole_weights_and_no_adapter(go):
     assert report["evaluation"]["tuned"] > report["evaluation"]["base"]
 
 
+def test_a_base_in_four_bits_is_measured_trained_on_and_exported_in_full(go):
+    pytest.importorskip("bitsandbytes")
+    folder, report = go(train={"precision": "nf4"})
+    rounding = report["model"]["rounding"]
+    assert set(rounding) == {"bf16", "nf4"}
+    assert rounding["bf16"] != rounding["nf4"]
+    assert "nf4 makes the loss" in report["steps"][3]["summary"]
+    assert report["evaluation"]["tuned"] > report["evaluation"]["base"]
+    assert report["deploy"]["parity"]["status"] == "pass"
+    assert (folder / "merged" / "model.safetensors").exists()
+
+
+def test_eight_bits_on_a_device_without_them_are_refused_with_what_to_type(go):
+    with pytest.raises(RecipeError, match=r"train\.precision=bf16"):
+        go(train={"precision": "fp8"})
+
+
 def test_frozen_layers_keep_their_weights(go, model_folder):
     folder, report = go(adapter={"method": "full"}, freeze={"layers": "0-1"})
     before, after = (tensors_of(Path(place) / "model.safetensors") for place in (model_folder(), folder / "merged"))

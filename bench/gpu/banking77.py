@@ -199,6 +199,7 @@ def run_burnish(options: argparse.Namespace, clock: Clock) -> list[str]:
         warmup=WARMUP,
         weight_decay=DECAY,
         clip=CLIP,
+        recorded="passes" in told,
     )
     clock.mark("ready")
     fit(net, {"main": (Classify(), 1.0)}, feed, optim, [clock], **told)

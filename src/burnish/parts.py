@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 
-from burnish.core import Objective
+from burnish.core import Group, Objective
 from burnish.data.classes import Classes
 from burnish.data.feed import Feed, total_steps
 from burnish.data.render import Chat, Rendered, system_prompt
@@ -22,6 +23,7 @@ from burnish.evaluate.scored import ScoredExam
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
 from burnish.model.fast import accelerate
+from burnish.model.likelihood import sequence_logp
 from burnish.model.load import Head, empty_model, load_model, on_device
 from burnish.model.net import Net
 from burnish.model.quantize import quantize
@@ -118,24 +120,46 @@ def head_of(recipe: Recipe, chosen: Chosen, chat: Chat) -> Head | None:
     return Head(chat.labels, chosen.tokenizer.pad_token_id, recipe.train.seed) if chat.labels else None
 
 
-def load_net(recipe: Recipe, chosen: Chosen, settings: memory.Settings, head: Head | None = None) -> Net:
-    """The model on its device, made trainable: frozen weights in the precision of the run, trained ones always in float32."""
+def load_net(
+    recipe: Recipe, chosen: Chosen, settings: memory.Settings, head: Head | None = None, rows: Sequence[Group] = ()
+) -> Net:
+    """The model on its device, made trainable: frozen weights in the precision of the run, trained ones always in float32.
+
+    rows: what the rounding of fp8 and nf4 is measured on, where there is room for the model in bf16; the net's `rounding` says what
+    came of it.
+    """
     plain = settings.precision == "fp32" or recipe.adapter.method == "full"
     dtype, device = torch.float32 if plain else torch.bfloat16, torch.device(settings.device)
 
     def make() -> Any:
         model: Any = load_model(chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code, head=head)
-        kind: Any = settings.precision
-        if kind not in ("fp8", "nf4"):
-            return adapt(model.to(device), recipe.adapter, recipe.freeze)
-        adapted = adapt(model, recipe.adapter, recipe.freeze)
-        quantize(adapted, kind, device=device)  # layer by layer, so that it never lies there in full
-        return adapted
+        if settings.precision in ("fp8", "nf4"):
+            return _quantized(adapt(model, recipe.adapter, recipe.freeze), settings, rows)
+        return Net(adapt(model.to(device), recipe.adapter, recipe.freeze), precision=settings.precision)
 
-    net = Net(on_device(make, device), precision=settings.precision)
+    net: Net = on_device(make, device)
     if settings.compile or settings.recompute != "none":
         accelerate(net, compile=settings.compile, recompute=settings.recompute)
     return net
+
+
+def _quantized(adapted: nn.Module, settings: memory.Settings, rows: Sequence[Group]) -> Net:
+    """The net with its frozen base in 8 or 4 bits, and the loss on the rows before and after, in nats a token."""
+    device, kind = torch.device(settings.device), cast(Literal["fp8", "nf4"], settings.precision)
+    size = sum(parameter.nbytes for parameter in adapted.parameters())
+    measured = bool(rows) and size < memory.HEADROOM * memory.memory_available(device)
+    before = _nats(Net(adapted.to(device), precision="bf16"), rows) if measured else None
+    quantize(adapted, kind, device=device)  # layer by layer, so that what did not lie there in full never does
+    net = Net(adapted.to(device), precision=kind)
+    if before is not None:
+        net.rounding = before, _nats(net, rows)
+    return net
+
+
+def _nats(net: Net, rows: Sequence[Group]) -> float:
+    """Nats a trained token."""
+    logp, tokens = sequence_logp(net, rows, row_tokens=max(len(seq) for group in rows for seq in group))
+    return -float(logp.sum() / max(tokens.sum(), 1))
 
 
 @contextlib.contextmanager

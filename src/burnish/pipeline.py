@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from burnish.core import Group
 from burnish.data.feed import Feed
 from burnish.data.ledger import Ledger
 from burnish.data.prepare import prepare
@@ -244,7 +245,7 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
         key = key_of(chosen.key, recipe.model_dump(mode="json", exclude=UNLEARNT), asdict(settings))
         kept = run.kept("smoke", key)
         settings = memory.Settings(**kept["settings"]) if kept else settings
-        net = load_net(recipe, chosen, settings, head)
+        net = load_net(recipe, chosen, settings, head, rows_to_round_on(chosen, tokenized))
         if kept is None:
             feed = make_feed(recipe, tokenized, settings)
             ladder = make_ladder(run, recipe, net, settings, feed)
@@ -268,7 +269,18 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             "head": asdict(head) if head else None,
         }
         record["summary"] = kept["summary"]
+        if net.rounding:
+            before, after = net.rounding
+            run.parts["model"]["rounding"] = {"bf16": before, settings.precision: after}
+            record["summary"] += (
+                f"; {settings.precision} makes the loss {after:.4f} where bf16 has {before:.4f} ({after / before - 1:+.2%})"
+            )
         return Tried(net, settings, kept["ladder"])
+
+
+def rows_to_round_on(chosen: Chosen, tokenized: Tokenized, count: int = 32) -> list[Group]:
+    """Some rows to see on what the loss becomes when the base loses digits; none where no token is predicted."""
+    return tokenized.train.groups[:count] if "logp" in chosen.objective.needs else []
 
 
 def make_ladder(

@@ -113,7 +113,7 @@ def test_the_gradients_of_packed_attention_are_torchs_own(packed_input):
 
 
 def test_packed_attention_gives_the_sums_of_the_scores(packed_input):
-    q, k, _, edges, _, scale, window = packed_input
+    q, k, _, edges, _, scale, _ = packed_input
     _, sums = torch.ops.burnish.packed_attention(*packed_input)
     assert (sums.shape, sums.dtype) == ((q.shape[1], len(q)), torch.float32)
     first = sums[:, edges[1]]  # a sequence of one token scores itself alone
@@ -201,7 +201,9 @@ def test_by_edges_a_perturbed_document_never_moves_another(architecture, perturb
     before = net(batch, LOGP).logp
     after = net(replace(batch, ids=torch.where(mine, (batch.ids + 1) % 250, batch.ids)), LOGP).logp
     assert torch.equal(before[~mine], after[~mine])
-    assert perturbed == 3 or not torch.equal(before[mine], after[mine])  # the fourth is one token, which nothing predicts
+    assert perturbed == 3 or not torch.equal(
+        before[mine], after[mine]
+    )  # the fourth is one token, which nothing predicts
 
 
 @torch.no_grad()

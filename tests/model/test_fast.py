@@ -53,7 +53,9 @@ def make_net(make_model):
 def batch_of(*lengths):
     """Rows of 64 tokens, or of as many as the longest sequence has."""
     draw = random.Random(1)
-    seqs = [Seq([draw.randrange(250) for _ in range(n)], [float(draw.random() < 0.7) for _ in range(n)]) for n in lengths]
+    seqs = [
+        Seq([draw.randrange(250) for _ in range(n)], [float(draw.random() < 0.7) for _ in range(n)]) for n in lengths
+    ]
     return pack([[seq] for seq in seqs], row_tokens=64)
 
 

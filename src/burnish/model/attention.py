@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 BY_SEQUENCE, PACKED = "sdpa_by_sequence", "burnish_packed"
 HALF = (torch.bfloat16, torch.float16)
+LONG = 512  # tokens of a sequence from which on the newest kernel is worth its compilation
 
 
 def use(model: Any) -> bool:
@@ -141,7 +142,7 @@ def packed_attention(
     """(N, heads, size) attention within each sequence, and (heads, N) float32 log-sum-exp of the scores."""
     if not q.is_cuda:
         return _reference(q, k, v, edges, scale, window)
-    if newest := _flash_attention_4(q.shape[1], k.shape[1], q.shape[2], q.device.index):
+    if newest := _newest(q, k, longest):
         out, lse, *_ = newest._flash_attn_fwd(
             q, k, v, **_newest_arguments(edges, longest, scale, window), return_lse=True
         )
@@ -171,7 +172,7 @@ def packed_attention_backward(
     """Gradients of q, k and v."""
     if not q.is_cuda:
         return _reference_backward(grad, q, k, v, edges, scale, window)
-    if newest := _flash_attention_4(q.shape[1], k.shape[1], q.shape[2], q.device.index):
+    if newest := _newest(q, k, longest):
         arguments = _newest_arguments(edges, longest, scale, window)
         return tuple(newest._flash_attn_bwd(q, k, v, out, grad.contiguous(), lse, **arguments)[:3])  # type: ignore[return-value]
     unused = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that is not used
@@ -245,6 +246,11 @@ def _scores(queries: Tensor, keys: Tensor, scale: float, window: int) -> Tensor:
     distance = places[:, None] - places
     seen = (distance >= 0) & ((distance <= window) | (window < 0))
     return (queries @ keys.mT * scale).masked_fill(~seen, float("-inf"))
+
+
+def _newest(q: Tensor, k: Tensor, longest: int) -> Any:
+    """FlashAttention 4 where it is there and sequences are long enough to repay the seconds that it takes to get ready."""
+    return _flash_attention_4(q.shape[1], k.shape[1], q.shape[2], q.device.index) if longest >= LONG else None
 
 
 def _newest_arguments(edges: Tensor, longest: int, scale: float, window: int) -> dict[str, Any]:

@@ -85,7 +85,9 @@ class _Head(torch.autograd.Function):
             if slopes:
                 slope = slopes[number]
             else:
-                logits = F.linear(hidden[part].to(ctx.dtype), weight.to(ctx.dtype), bias)
+                logits = F.linear(
+                    hidden[part].to(ctx.dtype), weight.to(ctx.dtype), bias if bias is None else bias.to(ctx.dtype)
+                )
                 slope = _terms(logits, targets[part], ctx.bend)[1]
             to_weight += slope.T @ (grad[part] * hidden[part]).to(slope.dtype)
             if to_bias is not None:

@@ -27,6 +27,9 @@ class Net(nn.Module):
         self.model = model
         self.precision = precision
         self._by_sequence = attention.use(self.language_model)
+        self.rounding: tuple[float, float] | None = (
+            None  # nats a token in bf16 and after the base lost digits, where measured
+        )
         self.offload = False  # keep what layers leave for the backward pass in the host's memory
         self.by_edges = attention.by_edges(self.language_model, self.device, precision)  # one kernel for all sequences
 

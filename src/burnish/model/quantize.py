@@ -186,11 +186,12 @@ def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.dev
     return count
 
 
-def unquantize(model: nn.Module) -> None:
-    """Ordinary linear layers again, with the weights that were computed with: for an export, or to train on without them."""
-    for layer in model.modules():
-        if isinstance(base := getattr(layer, "base_layer", None), FrozenLinear):
-            layer.base_layer = base.plain()
+def unquantize(model: nn.Module) -> bool:
+    """Ordinary linear layers again, with the weights that were computed with. Returns whether there was anything to undo."""
+    layers = [layer for layer in model.modules() if isinstance(getattr(layer, "base_layer", None), FrozenLinear)]
+    for layer in layers:
+        layer.base_layer = layer.base_layer.plain()  # type: ignore[union-attr, operator]
+    return bool(layers)
 
 
 def check_installed(kind: str) -> None:

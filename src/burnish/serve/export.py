@@ -18,6 +18,7 @@ from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
 from burnish.model.load import Head, head_of, load_config, load_model, load_tokenizer, quiet
+from burnish.model.quantize import unquantize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -180,10 +181,11 @@ def export(
     The artefacts stand on the base model as it was published; where the run held it in fewer digits, it gets them back first.
     fixed: the token ids that are replayed through each. Returns what parity found.
     """
+    rounded = unquantize(model)
     held = next(p.dtype for name, p in model.named_parameters() if "lora_" not in name)
     saved = _dtype_of(source)  # what the model came in, not what it was held in
     model.float()
-    if held not in (torch.float32, saved):
+    if rounded or held not in (torch.float32, saved):
         restore_base(model, source)
     head, expected = head_of(model), replay(model, fixed)
     loaders: dict[Path, Callable[[], Any]] = {}
