@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import burnish
-from burnish.errors import DataGuardError, Interrupted, RecipeError, SmokeError
+from burnish.errors import DataGuardError, Interrupted, RecipeError, SmokeError, TrainingError
 from burnish.folder import NAMES
 from burnish.recipe import load_recipe
 from tiny_runs import asked_and_answered, questions, recipe_of, write_rows
@@ -343,6 +343,30 @@ def test_a_base_in_four_bits_is_measured_trained_on_and_exported_in_full(go):
     assert report["evaluation"]["tuned"] > report["evaluation"]["base"]
     assert report["deploy"]["parity"]["status"] == "pass"
     assert (folder / "merged" / "model.safetensors").exists()
+
+
+def test_a_base_that_does_not_fit_in_full_is_put_into_four_bits_unmeasured(go, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+
+    def full(*_):
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr("burnish.parts._nats", full)
+    _, report = go(train={"precision": "nf4", "max_steps": 2})
+    assert "rounding" not in report["model"]
+    assert report["training"]["precision"] == "nf4"
+
+
+def test_memory_that_ends_outside_of_a_training_step_is_told_without_a_traceback(copied, recipe, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("injected")
+
+    shutil.rmtree(copied / "adapter")
+    monkeypatch.setattr("burnish.pipeline.export", full)
+    with pytest.raises(TrainingError, match="memory of the accelerator") as caught:
+        burnish.run(recipe, out=copied, quiet=True)
+    assert caught.value.where == "step deploy"
+    assert report_of(copied)["verdict"] == "stop"
 
 
 def test_eight_bits_on_a_device_without_them_are_refused_with_what_to_type(go):

@@ -60,6 +60,8 @@ def run_process(script: str, words: list[str], options: argparse.Namespace, turn
         process.wait(timeout=options.seconds_per_arm)
     except subprocess.TimeoutExpired:
         end_group(process)
+        if (found := read_result(list(lines))) is not None:  # it had only not ended yet
+            return found
         said = [line for line in lines if line.strip()]
         return {
             "error": plain(
@@ -161,7 +163,7 @@ def run_all(options: argparse.Namespace) -> None:
 def run_together(options: argparse.Namespace) -> None:
     """Every chosen arm once, all started at once: they import and compile side by side, and then have the card one after the other.
 
-    For a card that is lent by the minute. No arm is timed while another still gets ready.
+    For a card whose time is dear. No arm is timed before all are ready, or the time to get ready is over.
     """
     chosen = [(WORKS[name], arm) for name in options.works for arm in arms_of(WORKS[name], options.arms)]
     chosen.sort(key=lambda one: one[1].side != "burnish")  # a peer compiles in its turn, so the quick ones go first

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 Atom = Literal["seq", "group", "step"]
-GRAIN, LONG_GRAIN = (
-    64,
-    256,
-)  # a row's length is a multiple of it (of the second above 1024 tokens): few shapes are quick
+# A row's length is a multiple of it (of the second above 1024 tokens): few shapes are quick.
+GRAIN, LONG_GRAIN = 64, 256
 
 
 @dataclass

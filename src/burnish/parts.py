@@ -134,7 +134,8 @@ def load_net(
     def make() -> Any:
         model: Any = load_model(chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code, head=head)
         if settings.precision in ("fp8", "nf4"):
-            return _quantized(adapt(model, recipe.adapter, recipe.freeze), settings, rows)
+            room = memory.room(device, recipe.train.memory_limit)
+            return _quantized(adapt(model, recipe.adapter, recipe.freeze), settings, rows, room)
         return Net(adapt(model.to(device), recipe.adapter, recipe.freeze), precision=settings.precision)
 
     net: Net = on_device(make, device)
@@ -143,12 +144,15 @@ def load_net(
     return net
 
 
-def _quantized(adapted: nn.Module, settings: memory.Settings, rows: Sequence[Group]) -> Net:
-    """The net with its frozen base in 8 or 4 bits, and the loss on the rows before and after, in nats a token."""
+def _quantized(adapted: nn.Module, settings: memory.Settings, rows: Sequence[Group], room: int) -> Net:
+    """The net with its frozen base in 8 or 4 bits, and the loss on the rows before and after, in nats a token. room: in bytes."""
     device, kind = torch.device(settings.device), cast(Literal["fp8", "nf4"], settings.precision)
-    size = sum(parameter.nbytes for parameter in adapted.parameters())
-    measured = bool(rows) and size < memory.HEADROOM * memory.memory_available(device)
-    before = _nats(Net(adapted.to(device), precision="bf16"), rows) if measured else None
+    before = None
+    if rows and sum(parameter.nbytes for parameter in adapted.parameters()) < room:
+        with contextlib.suppress(torch.OutOfMemoryError):  # what comes after needs less
+            before = _nats(Net(adapted.to(device), precision="bf16"), rows)
+    if before is None:
+        adapted.cpu()
     quantize(adapted, kind, device=device)  # layer by layer, so that what did not lie there in full never does
     net = Net(adapted.to(device), precision=kind)
     if before is not None:
@@ -172,8 +176,9 @@ def base_of(recipe: Recipe, chosen: Chosen, net: Net) -> Iterator[Net]:
         with net.model.disable_adapter():
             yield net
         return
+    dtype = net.language_model.dtype
     base = on_device(
-        lambda: load_model(chosen.source, dtype=torch.float32, trust_remote_code=recipe.trust_remote_code), net.device
+        lambda: load_model(chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code), net.device
     )
     yield Net(base, precision=net.precision)
 

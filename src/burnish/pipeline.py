@@ -25,7 +25,7 @@ from burnish.data.ledger import Ledger
 from burnish.data.prepare import prepare
 from burnish.data.render import render_rows
 from burnish.data.split import Guarded
-from burnish.errors import DataGuardError, RecipeError, RowError
+from burnish.errors import DataGuardError, RecipeError, RowError, TrainingError
 from burnish.evaluate.report import write_html
 from burnish.evaluate.runner import Exam, Sitting, check_answerable, compare
 from burnish.evaluate.verdict import judge
@@ -34,6 +34,7 @@ from burnish.guards import Evidence, check_all
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
 from burnish.model.load import find_model, load_config, load_tokenizer
 from burnish.model.net import Net
+from burnish.model.quantize import quantize
 from burnish.model.sample import Sampler
 from burnish.objectives import make_objective
 from burnish.parts import (
@@ -90,6 +91,13 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
             trained = train(run, recipe, chosen, tokenized, tried, exams, stop)
             evaluate(run, recipe, chosen, tokenized, trained, exams)
             deploy(run, recipe, chosen, tokenized, trained)
+    except torch.OutOfMemoryError as error:  # in training the ladder comes first, and where it ends says so itself
+        failed = next((step["name"] for step in run.steps if step["status"] == "failed"), "settings")
+        raise TrainingError(
+            "the memory of the accelerator is not enough",
+            where=f"step {failed}",
+            hint="burnish plan RECIPE   says what is needed; typed again, the run goes on from here",
+        ) from error
     finally:
         report = finish(run, recipe)
     return report
@@ -367,6 +375,9 @@ def train(
             kept = run.keep("train", key, found | sizes_of(ladder.settings))
         else:
             record["status"] = "reused"
+            if kept["precision"] != net.precision:  # the ladder ended there
+                quantize(net.model, kept["precision"])
+                net.precision = kept["precision"]
         load_trained(net, store.load_step(kept["best_step"]).weights)
         run.parts["training"] = kept
         run.learn(training=kept)

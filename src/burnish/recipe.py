@@ -112,9 +112,8 @@ class Train(Section):
     save_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # steps; auto: about once a minute
     precision: Precision = "auto"  # of the products; fp8 and nf4 store the frozen weights in 8 and 4 bits
     recompute: Recompute = "auto"  # what the backward pass computes again to save memory; auto: as little as fits
-    optimizer: Annotated[Optimizer, Field(alias="optim")] = (
-        "auto"  # auto: 8-bit moments only where memory asks for them
-    )
+    # auto: 8-bit moments only where memory asks for them
+    optimizer: Annotated[Optimizer, Field(alias="optim")] = "auto"
     compile: Annotated[bool | Literal["auto"], Field(alias="torch_compile")] = "auto"  # auto: on an accelerator
     graph: bool | Literal["auto"] = "auto"  # CUDA graphs; auto: where the host would be the limit, as with small models
     memory_limit: Annotated[float, Field(gt=0)] | None = None  # GiB that training may use of the accelerator

@@ -122,3 +122,20 @@ def test_a_micro_batch_that_is_a_whole_step_is_hardest_alone():
     feed = make_feed(micro_tokens=1000)
     assert len(feed.hardest()) == 1
     assert feed.longest == 7
+
+
+def test_a_smaller_micro_batch_holds_from_the_very_next_step_and_loses_no_group():
+    feed, whole = make_feed(), [places(micro) for micro in make_feed()]
+    seen = []
+    for number, micro in enumerate(feed):
+        if number > 2:
+            assert max(int((batch.seq >= 0).sum()) for batch in micro) <= 7  # the longest group, which cannot be split
+        if number == 2:
+            feed.micro_tokens = 2
+        seen.append(places(micro))
+    assert seen == whole
+
+
+def test_one_row_holds_a_whole_micro_batch():
+    for micro in make_feed(row_tokens=None, micro_tokens=64):
+        assert all(batch.ids.shape[0] == 1 for batch in micro)

@@ -10,6 +10,7 @@ from burnish.data.classes import Classes
 from burnish.data.rows import Labelled, Turn
 from burnish.evaluate.runner import Exam, Sitting, compare, make_items
 from burnish.evaluate.scored import ScoredExam
+from burnish.model.likelihood import as_fits
 from burnish.model.net import Net
 from burnish.scoring import scorer_for
 from tiny_runs import LABELS
@@ -53,6 +54,22 @@ def test_a_net_that_trained_goes_on_training(exam, make_classifier):
     net = Net(make_classifier()).train()
     exam.sit(net, None)
     assert net.training
+
+
+def test_texts_that_do_not_fit_at_once_are_read_in_smaller_batches(exam, make_classifier, monkeypatch):
+    net = Net(make_classifier())
+    wanted, forward = exam.sit(net, None), net.forward
+
+    def limited(batch, needs):
+        if batch.sequences > 1:
+            raise torch.OutOfMemoryError("injected")
+        return forward(batch, needs)
+
+    monkeypatch.setattr(net, "forward", limited)
+    monkeypatch.setattr("burnish.evaluate.scored.as_fits", lambda work, net, row: as_fits(work, net, 1, 64))
+    found = exam.sit(net, None)
+    assert found.answers == wanted.answers
+    assert found.nll == pytest.approx(wanted.nll, rel=1e-4)
 
 
 def test_a_base_that_wrote_its_answers_is_named_and_its_perplexity_left_out(exam, make_classifier):

@@ -213,18 +213,6 @@ def test_batches_of_all_shapes_take_two_compilations_of_each_kind_of_layer(make_
     assert compilations() <= 2 * kinds
 
 
-def test_a_length_that_happens_to_be_a_width_of_the_model_costs_no_further_compilation(make_net):
-    net = make_net("qwen3", "full")
-    width = net.language_model.config.head_dim
-    counters.clear()
-    accelerate(net, compile=True, backend="eager")
-    first = batch_of(*[8] * 14, 16)
-    assert len(first.edges) == width
-    for batch in (first, batch_of(30, 30, 30), batch_of(5, 5)):
-        outcome(net, batch)
-    assert compilations() <= 2
-
-
 def test_an_exam_compiles_nothing(make_net):
     net = make_net()
     counters.clear()

@@ -187,7 +187,7 @@ def test_every_adapter_gets_a_gradient(make_lora, batch, kind):
 def test_a_model_without_adapters_is_refused_and_told_what_to_type(make_model, kind):
     with pytest.raises(RecipeError, match=kind) as caught:
         quantize(make_model(), kind)
-    assert caught.value.hint == "adapter: {method: lora}"
+    assert caught.value.hint == "--set adapter.method=lora"
 
 
 def test_4_bits_without_bitsandbytes_say_what_to_install(make_lora, monkeypatch):

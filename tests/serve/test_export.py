@@ -6,12 +6,15 @@ import json
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from burnish.data.classes import Classes
 from burnish.data.render import Chat
 from burnish.errors import CheckpointError
 from burnish.model.adapt import adapt
+from burnish.model.fast import accelerate
 from burnish.model.load import Head, load_model, load_tokenizer
+from burnish.model.net import Net
 from burnish.recipe import Adapter, Freeze
 from burnish.serve.export import (
     check_parity,
@@ -109,6 +112,32 @@ def test_a_base_that_was_held_in_16_bits_is_merged_as_it_was_published(make_tune
     adapted = load_adapter(tmp_path / "adapter", model_folder())
     merged = load_model(str(tmp_path / "merged"), dtype=torch.float32)
     assert largest(replay(merged, SEQUENCES), replay(adapted, SEQUENCES)) < 1e-4
+
+
+def test_a_model_too_large_for_its_device_in_float32_is_exported_from_the_host(
+    make_tuned, chat, model_folder, tmp_path, monkeypatch
+):
+    model = make_tuned(torch.bfloat16)
+    widen, moved, refusals = model.float, [], [torch.OutOfMemoryError("injected")]
+
+    def full_once():
+        if refusals:
+            raise refusals.pop()
+        return widen()
+
+    monkeypatch.setattr(model, "float", full_once)
+    monkeypatch.setattr(model, "cpu", lambda: moved.append("cpu"))
+    parity = export(model, chat, model_folder(), tmp_path, ["adapter", "merged"], SEQUENCES)
+    assert (moved, parity["status"]) == (["cpu"], "pass")
+
+
+def test_replaying_compiles_no_layer(make_tuned):
+    model = make_tuned()
+    expected = replay(model, SEQUENCES)
+    accelerate(Net(model), compile=True, backend="eager")
+    counters.clear()
+    assert largest(replay(model, SEQUENCES), expected) < 1e-5
+    assert not counters["stats"]
 
 
 @pytest.mark.parametrize("wanted", ["adapter", "merged"])

@@ -145,6 +145,25 @@ def test_a_ladder_goes_back_to_the_rung_that_was_reached(make_model, levels):
     assert fresh.taken == reached.taken
 
 
+def test_on_a_rung_without_recordings_the_optimiser_records_nothing_either(make_model):
+    net = Net(make_model())
+    feed = Feed(groups_of(4), task="main", batch_size=4, epochs=1, row_tokens=64, micro_tokens=256, seed=0)
+    optim = Optim(dict(net.named_parameters()), learning_rate=0.01, total=1, recorded=True)
+    ladder = Ladder(net, replace(SETTINGS, graph=True), feed, low_rank=False, optim=optim)
+    ladder.load_state_dict(
+        {"settings": vars(SETTINGS), "taken": []}
+    )  # as a run that goes on does, without recorded passes
+    assert not optim.recorded
+
+
+def test_a_base_that_went_into_four_bits_is_said_so_by_its_net(make_model, monkeypatch):
+    monkeypatch.setattr(module, "quantize", lambda model, kind: None)
+    net = Net(make_model(), precision="bf16")
+    feed = Feed(groups_of(4), task="main", batch_size=4, epochs=1, row_tokens=64, micro_tokens=256, seed=0)
+    Ladder(net, replace(SETTINGS, precision="bf16"), feed, low_rank=True).move_to(replace(SETTINGS, precision="nf4"))
+    assert net.precision == "nf4"
+
+
 # The rungs -----------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +193,7 @@ def test_the_ladder_of_a_card_gives_up_speed_first_and_exactness_last(with_bitsa
 def test_weights_that_are_trained_or_small_already_are_not_put_into_four_bits(with_bitsandbytes):
     assert "precision=nf4" not in rungs_from(CARD, low_rank=False)
     assert "precision=nf4" not in rungs_from(replace(CARD, precision="fp8"))
+    assert "precision=nf4" not in rungs_from(replace(CARD, precision="fp32"))
 
 
 def test_without_bitsandbytes_nothing_is_rounded(monkeypatch):

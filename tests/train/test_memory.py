@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from burnish.errors import RecipeError
 from burnish.model.adapt import adapt
+from burnish.model.head import LOGITS
 from burnish.model.load import empty_model
 from burnish.recipe import Adapter, Freeze
 from burnish.train import memory
@@ -153,7 +155,7 @@ def test_a_head_that_is_trained_keeps_its_slopes_while_they_are_few():
     shape = make_shape(adapter=FULL)
     few, many = (memory.head_bytes(shape, CARD, tokens) for tokens in (10_000, 10_000_000))
     assert few > memory.head_bytes(shape, CARD, 1) + 10_000 * 1000 * 2
-    assert many - 4 * 2**28 == shape.vocabulary * shape.hidden * 2
+    assert many - 4 * LOGITS["cuda"] == shape.vocabulary * shape.hidden * 2
 
 
 def test_each_level_of_recomputation_keeps_less(eight):
@@ -237,6 +239,15 @@ def test_weights_that_are_trained_are_not_stored_small(monkeypatch):
 
 def test_some_memory_is_available_here():
     assert memory.memory_available(CPU) > 0
+
+
+def test_the_limit_of_one_run_is_not_that_of_the_next(monkeypatch):
+    shares = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * GIB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    for limit in (20, None, 100):
+        memory.hold_to(limit, CUDA)
+    assert shares == [0.25, 1.0, 1.0]
 
 
 def test_a_limit_holds_where_there_is_more(monkeypatch):

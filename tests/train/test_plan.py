@@ -221,6 +221,11 @@ def test_what_the_recipe_names_is_not_chosen(chosen):
     assert sizes_of(settings) == ("mlp", 4096)
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_recordings_are_made_or_not_as_the_recipe_says(chosen, wanted):
+    assert chosen(79, train={"graph": wanted}).graph == wanted
+
+
 def test_where_nothing_fits_the_leanest_is_taken(chosen):
     assert sizes_of(chosen(4)) == ("offload", 2048)
 

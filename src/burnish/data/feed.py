@@ -7,6 +7,7 @@ import heapq
 import math
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from burnish.core import Batch, Group, pack
@@ -40,13 +41,22 @@ class Feed:
         self._sizes = [sum(len(seq) for seq in group) for group in self.groups]
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        while self.step < self.total_steps:
-            self.step += 1
-            yield self.again()
+        """Each step is packed while the one before it runs."""
+        ahead: dict[tuple[int, int], Future[list[Batch]]] = {}  # by what it was packed for
+        with ThreadPoolExecutor(1) as aside:
+            while self.step < self.total_steps:
+                packed = ahead.get((self.step, self.micro_tokens))
+                self.step += 1
+                if self.step < self.total_steps:
+                    ahead = {(self.step, self.micro_tokens): aside.submit(self._micro, self.step)}
+                yield packed.result() if packed else self.again()
 
     def again(self) -> list[Batch]:
         """The micro-batches of the step that was yielded last, cut to the `micro_tokens` of now: the same rows, in the same order."""
-        return self._cut(self._groups_of(self.step - 1))
+        return self._micro(self.step - 1)
+
+    def _micro(self, step: int) -> list[Batch]:
+        return self._cut(self._groups_of(step))
 
     @property
     def longest(self) -> int:

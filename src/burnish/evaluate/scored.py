@@ -10,10 +10,9 @@ import torch
 
 from burnish.data.feed import micro_batches
 from burnish.evaluate.runner import Exam, Sitting
+from burnish.model.likelihood import as_fits, evaluating
 from burnish.model.net import Net
 from burnish.model.sample import Sampler
-
-AT_ONCE = 16384  # tokens through an accelerator at a time; without gradients they are cheap
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,15 @@ class ScoredExam(Exam):
     def sit(self, net: Net, sampler: Sampler, progress: Callable[[int], None] = lambda done: None) -> Sitting:
         """Let a model name the label with the highest score, and measure how likely it finds the right one."""
         assert self.scorer is not None
-        was_training = net.training
-        net.eval()
+        with evaluating(net):
+            answers, nll = as_fits(lambda tokens: self._named(net, tokens, progress), net, self.row_tokens)
+        scores = [self.scorer.score(answer, item.reference) for answer, item in zip(answers, self.items, strict=True)]
+        return Sitting(answers, scores, np.array(nll), np.ones(len(nll)), by="scoring")
+
+    def _named(self, net: Net, tokens: int, progress: Callable[[int], None]) -> tuple[list[str], list[float]]:
+        """The likeliest label of each item, and the negative log-likelihood of the right one in nats; so many tokens go through at once."""
         answers: list[str] = []
         nll: list[float] = []
-        tokens = AT_ONCE if net.device.type == "cuda" else self.row_tokens
         groups = [item.group for item in self.items]
         for batch in micro_batches(groups, "evaluate", row_tokens=self.row_tokens, micro_tokens=tokens):
             batch = batch.to(net.device)
@@ -52,6 +55,4 @@ class ScoredExam(Exam):
             answers += [self.labels[number] for number in logp.argmax(-1).tolist()]
             nll += (-logp.gather(-1, batch.y.long()[:, None])[:, 0]).tolist()
             progress(len(answers))
-        net.train(was_training)
-        scores = [self.scorer.score(answer, item.reference) for answer, item in zip(answers, self.items, strict=True)]
-        return Sitting(answers, scores, np.array(nll), np.ones(len(nll)), by="scoring")
+        return answers, nll

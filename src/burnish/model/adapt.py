@@ -48,10 +48,12 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
 
     from burnish.model.lora import LoraLinear
 
-    widest = min(_linear_sides(model))
-    if adapter.rank > widest:
+    narrowest = min(_linear_sides(model))
+    if adapter.rank > narrowest:
         raise RecipeError(
-            f"the rank {adapter.rank} is above the smallest matrix", where="adapter.rank", expected=f"at most {widest}"
+            f"the rank {adapter.rank} is above the smallest matrix",
+            where="adapter.rank",
+            expected=f"at most {narrowest}",
         )
     everywhere = adapter.targets == ["all-linear"]
     if not everywhere:
@@ -62,9 +64,8 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
         lora_dropout=adapter.dropout,
         target_modules="all-linear" if everywhere else adapter.targets,
         exclude_modules=_pattern_of(frozen, frozen_modules),
-        task_type="SEQ_CLS"
-        if head_of(model)
-        else "CAUSAL_LM",  # for the former PEFT trains and saves the head as it is
+        # For the former PEFT trains and saves the head as it is.
+        task_type="SEQ_CLS" if head_of(model) else "CAUSAL_LM",
     )
     config._register_custom_module({nn.Linear: LoraLinear})  # PEFT's own way in for a layer class; no file says so
     try:

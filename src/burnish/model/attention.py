@@ -20,6 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 BY_SEQUENCE, PACKED = "sdpa_by_sequence", "burnish_packed"
+# What a configuration has where attention does more than the packed kernel.
+OWN = ("attn_logit_softcapping", "attention_chunk_size", "kv_lora_rank", "attention_dropout", "attn_pdrop")
 HALF = (torch.bfloat16, torch.float16)
 LONG = 512  # tokens of a sequence from which on the newest kernel is worth its compilation
 
@@ -41,12 +43,10 @@ def by_edges(model: Any, device: torch.device, precision: str) -> bool:
 def fits_packed(model: Any) -> bool:
     """Whether the packed kernel computes what this model's attention does: causal, with or without a window, and nothing more.
 
-    Capped scores, chunks, sinks and values of another width than the keys stay with transformers' own attention.
+    Capped scores, chunks, dropout, sinks and values of another width than the keys stay with transformers' own attention.
     """
     config = model.config.get_text_config()
-    own = any(
-        getattr(config, name, None) for name in ("attn_logit_softcapping", "attention_chunk_size", "kv_lora_rank")
-    )
+    own = any(getattr(config, name, None) for name in OWN)
     sinks = any(name.endswith(".sinks") for name, _ in model.named_parameters())
     known = getattr(model, "_supports_attention_backend", False)
     return bool(known and not own and not sinks and model.config._attn_implementation == "sdpa")

@@ -64,8 +64,9 @@ def decoder_layers(model: Any) -> Iterator[Any]:
 
 
 def _chooses_by_data(module: nn.Module) -> bool:
-    """Whether a module is a set of experts: which tokens each gets is known only from the data, which a compiler cannot follow."""
-    return type(module).__name__.endswith("Experts") and not hasattr(module.forward, "_torchdynamo_disable")
+    """Whether a module is a set of experts, or an adapter around one: which tokens each gets is known only from the data."""
+    known = type(module).__name__.endswith(("Experts", "ParamWrapper"))
+    return known and not hasattr(module.forward, "_torchdynamo_disable")
 
 
 def _recompute_layers(model: Any, whole: bool) -> None:
@@ -78,5 +79,19 @@ def _recompute_layers(model: Any, whole: bool) -> None:
     for layer in decoder_layers(model):
         trained = any(parameter.requires_grad for parameter in layer.parameters())
         layer.gradient_checkpointing = whole and (walked or trained)
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=walked)
+        layer._gradient_checkpointing_func = partial(_again, model.get_decoder(), use_reentrant=walked)
         walked = walked or trained
+
+
+def _again(decoder: Any, layer: Any, *inputs: Any, use_reentrant: bool) -> Any:
+    """A layer whose activations are computed again, by the attention that the forward pass had: that holds only while it runs."""
+    config, name = decoder.config, decoder.config._attn_implementation
+
+    def run(*inputs: Any) -> Any:
+        before, config._attn_implementation = config._attn_implementation, name
+        try:
+            return layer(*inputs)
+        finally:
+            config._attn_implementation = before
+
+    return checkpoint(run, *inputs, use_reentrant=use_reentrant)

@@ -31,9 +31,8 @@ def suits(linear: nn.Module) -> bool:
 
 def by_row(x: Tensor) -> tuple[Tensor, Tensor]:
     """(N, K) -> (N, K) e4m3 and (N, 1) float32 scales: each row's largest number becomes the largest that there is."""
-    scale = (x.abs().amax(-1, keepdim=True).float() / 448).clamp(
-        min=1e-12
-    )  # the largest e4m3; as a name, a compiler trips on it
+    # 448 is the largest e4m3; as a name, a compiler trips on it.
+    scale = (x.abs().amax(-1, keepdim=True).float() / 448).clamp(min=1e-12)
     return (x.float() / scale).to(E4M3), scale
 
 
@@ -72,7 +71,7 @@ def forward_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 def backward_product(slope: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """(N, out) @ (out, in) -> (N, in), the weight's scales taken up by the gradient."""
-    rounded, by = by_row(slope * scale.T.to(slope.dtype))
+    rounded, by = by_row(slope.float() * scale.T)
     ones = torch.ones(1, weight.shape[1], device=slope.device)
     return _multiply(rounded, by, torch.ops.burnish.turned(weight), ones, slope.dtype)
 

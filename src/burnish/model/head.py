@@ -57,8 +57,8 @@ class _Head(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, bend: Bend, dtype: torch.dtype
     ) -> Tensor:
         ctx.bend, ctx.dtype, wide = bend, dtype, weight.to(dtype)
-        trained = ctx.needs_input_grad[1]
-        kept = trained and len(targets) * len(weight) * 2 <= KEPT_BYTES[hidden.device.type]
+        trained = any(ctx.needs_input_grad[1:3])
+        kept = trained and len(targets) * len(weight) * dtype.itemsize <= KEPT_BYTES[hidden.device.type]
         logps, towards, slopes = [], [], []
         for part in _chunks(len(targets), len(weight), hidden.device):
             logp, slope = _terms(F.linear(hidden[part].to(dtype), wide, bias), targets[part], bend)

@@ -31,9 +31,8 @@ def turn(weight: Tensor) -> Tensor:
 
 @triton.jit
 def _unpack_e4m3(packed, scales, code, row_scales, target, count, columns, BLOCK: tl.constexpr, SPAN: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0).to(tl.int64) * SPAN + tl.arange(
-        0, SPAN
-    )  # of bytes, each of which holds two weights of one row
+    # Of bytes, each of which holds two weights of one row.
+    place = tl.program_id(0).to(tl.int64) * SPAN + tl.arange(0, SPAN)
     inside = place < count
     byte = tl.load(packed + place, mask=inside, other=0).to(tl.int32)
     by = tl.load(scales + 2 * place // BLOCK, mask=inside, other=0.0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from burnish.core import Group, Seq, by_sequence
 from burnish.data.feed import micro_batches
 from burnish.model.net import Net
 
+Result = TypeVar("Result")
 GPU_TOKENS = 16384  # tokens in a micro-batch on a GPU at the least: fewer leave it waiting for the host
 
 
@@ -68,16 +70,22 @@ def sequence_logp(
     more on a GPU. It bounds memory and changes no result; where the GPU has no room for it, it is halved down to a row's.
     """
     tokens = np.array([float(seq.trained) for group in groups for seq in group])
+    with evaluating(net):
+        found = as_fits(lambda micro: _sums(net, groups, row_tokens, micro), net, row_tokens, micro_tokens)
+    return found, tokens
+
+
+def as_fits(work: Callable[[int], Result], net: Net, row_tokens: int, micro_tokens: int | None = None) -> Result:
+    """What `work` returns for as many tokens at once as fit: from `micro_tokens` down by halves, to a row's at the least."""
     if micro_tokens is None:
         micro_tokens = max(row_tokens, GPU_TOKENS) if net.device.type == "cuda" else row_tokens
-    with evaluating(net):
-        while True:
-            try:
-                return _sums(net, groups, row_tokens, micro_tokens), tokens
-            except torch.OutOfMemoryError:
-                if micro_tokens <= row_tokens:
-                    raise
-            micro_tokens //= 2  # out of the handler, whose traceback holds on to the tensors that did not fit
+    while True:
+        try:
+            return work(micro_tokens)
+        except torch.OutOfMemoryError:
+            if micro_tokens <= row_tokens:
+                raise
+        micro_tokens //= 2  # out of the handler, whose traceback holds on to the tensors that did not fit
 
 
 def _sums(net: Net, groups: Sequence[Group], row_tokens: int, micro_tokens: int) -> np.ndarray:

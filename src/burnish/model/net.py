@@ -27,9 +27,8 @@ class Net(nn.Module):
         self.model = model
         self.precision = precision
         self._by_sequence = attention.use(self.language_model)
-        self.rounding: tuple[float, float] | None = (
-            None  # nats a token in bf16 and after the base lost digits, where measured
-        )
+        # Nats a token in bf16 and after the base lost digits, where measured.
+        self.rounding: tuple[float, float] | None = None
         self.offload = False  # keep what layers leave for the backward pass in the host's memory
         self.by_edges = attention.by_edges(self.language_model, self.device, precision)  # one kernel for all sequences
 
@@ -55,9 +54,8 @@ class Net(nn.Module):
         decoder = self.language_model.get_decoder()
         edges = {"cu_seq_lens_q": batch.edges, "max_length_q": batch.longest}
         told: dict[str, Any] = edges if self.by_edges or self._by_sequence else {}
-        if (
-            self.by_edges
-        ):  # a mask that is there already: transformers would look for sequences to mask, and wait for the GPU
+        if self.by_edges:
+            # A mask that is there already: transformers would look for sequences to mask, and wait for the GPU.
             told |= {"attention_mask": torch.ones(1, 1, 1, 1, device=batch.ids.device)}
         with contextlib.ExitStack() as around:
             if self.by_edges:

@@ -172,26 +172,31 @@ def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.dev
     multiply in 8 bits stay as they are. Raises RecipeError where no layer has an adapter: weights in few bits cannot be trained.
     """
     check_installed(kind)
-    count = 0
-    for layer in model.modules():
-        base = getattr(layer, "base_layer", None)
-        if not isinstance(layer, LoraLinear) or type(base) is not nn.Linear or not fp8.suits(base):
-            continue
-        layer.base_layer = _kind_of(kind, device or base.weight.device)(base.to(device))
-        count += 1
-    if not count:
-        raise RecipeError(
-            f"no layer has an adapter over a base in {kind}", where="train.precision", hint="adapter: {method: lora}"
+    adapted = [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
+    suited = [layer for layer in adapted if fp8.suits(layer.base_layer)]
+    if not suited:
+        found = (
+            f"no layer with an adapter has sides that are multiples of {fp8.MULTIPLE}"
+            if adapted
+            else "no layer has an adapter"
         )
-    return count
+        hint = "--set train.precision=bf16" if adapted else "--set adapter.method=lora"
+        raise RecipeError(found, where=f"train.precision ({kind})", hint=hint)
+    for layer in suited:
+        base: Any = layer.base_layer
+        layer.base_layer = _kind_of(kind, device or base.weight.device)(base.to(device))
+    return len(suited)
 
 
-def unquantize(model: nn.Module) -> bool:
-    """Ordinary linear layers again, with the weights that were computed with. Returns whether there was anything to undo."""
+def is_quantized(model: nn.Module) -> bool:
+    return any(isinstance(module, FrozenLinear) for module in model.modules())
+
+
+def unquantize(model: nn.Module) -> None:
+    """Ordinary linear layers again, with the weights that were computed with."""
     layers = [layer for layer in model.modules() if isinstance(getattr(layer, "base_layer", None), FrozenLinear)]
     for layer in layers:
         layer.base_layer = layer.base_layer.plain()  # type: ignore[union-attr, operator]
-    return bool(layers)
 
 
 def check_installed(kind: str) -> None:

@@ -18,7 +18,7 @@ from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
 from burnish.model.load import Head, head_of, load_config, load_model, load_tokenizer, quiet
-from burnish.model.quantize import unquantize
+from burnish.model.quantize import is_quantized, unquantize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,7 +120,7 @@ def replay(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
     """Log-probabilities of each sequence: what parity compares. (T-1,) of its tokens, or (C,) of its labels by a score head."""
     found = []
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):  # layers that training compiled
         for ids in sequences:
             tokens = torch.tensor([ids], device=next(model.parameters()).device)
             logp = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)[0]  # (T,V), or (C,)
@@ -173,6 +173,19 @@ def restore_base(model: Any, source: str) -> None:
                 parameter.copy_(published.get_parameter(own))
 
 
+def _widen(model: Any) -> bool:
+    """The model in float32, on the host where its device has no room for that. Returns whether its base was stored in 8 or 4 bits."""
+    rounded = is_quantized(model)
+    try:
+        unquantize(model)
+        model.float()
+    except torch.OutOfMemoryError:
+        model.cpu()
+        unquantize(model)
+        model.float()
+    return rounded
+
+
 def export(
     model: Any, chat: Chat, source: str, folder: Path, wanted: Collection[str], fixed: Sequence[list[int]]
 ) -> dict[str, Any]:
@@ -181,10 +194,9 @@ def export(
     The artefacts stand on the base model as it was published; where the run held it in fewer digits, it gets them back first.
     fixed: the token ids that are replayed through each. Returns what parity found.
     """
-    rounded = unquantize(model)
     held = next(p.dtype for name, p in model.named_parameters() if "lora_" not in name)
     saved = _dtype_of(source)  # what the model came in, not what it was held in
-    model.float()
+    rounded = _widen(model)
     if rounded or held not in (torch.float32, saved):
         restore_base(model, source)
     head, expected = head_of(model), replay(model, fixed)

@@ -71,12 +71,13 @@ class Ladder:
         self.feed.micro_tokens = settings.micro_tokens
         if self.passes and not settings.graph:
             self.passes.forget("the memory was not enough")
+        if self.optim and (settings.optimizer != before.optimizer or settings.graph != before.graph):
+            self.optim.use(settings.optimizer)  # which records nothing from here on
         if settings.recompute != before.recompute:
             accelerate(self.net, compile=settings.compile, recompute=settings.recompute)
-        if self.optim and settings.optimizer != before.optimizer:
-            self.optim.use(settings.optimizer)
         if settings.precision != before.precision:
             quantize(self.net.model, "nf4")
+            self.net.precision = settings.precision
 
     def state_dict(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings), "taken": self.taken}
@@ -104,8 +105,8 @@ def next_rung(settings: Settings, *, tokens: int, longest: int, low_rank: bool) 
         return replace(settings, recompute=leaner[0]), what
     if settings.optimizer == "adamw" and has_bitsandbytes():
         return replace(settings, optimizer="adamw8bit"), "Adam's moments have 8 bits (train.optimizer=adamw8bit)"
-    unpacked = settings.precision in ("fp32", "bf16")
-    if unpacked and low_rank and settings.device != "cpu" and has_bitsandbytes():
+    # Not from fp32: the products of 4 bits are those of bf16, and a run that goes on from here loads the rest of its weights so.
+    if settings.precision == "bf16" and low_rank and settings.device != "cpu" and has_bitsandbytes():
         return replace(settings, precision="nf4"), "the frozen weights have 4 bits (train.precision=nf4)"
     return None
 

@@ -63,13 +63,15 @@ def fit(
     net.train()
     for micro in feed:
         began = time.perf_counter()
-        micro, (loss, stats, norm) = _gradients(net, tasks, feed, micro, optim, ladder, passes)
-        _refuse_nonsense(loss, norm, net, tasks, micro, optim)
-        rate = optim.rate
-        optim.step()
+        micro, sums = _gradients(net, tasks, feed, micro, optim, ladder, passes)
+        number, rate = optim.steps + 1, optim.rate
+        # Asked for before the host waits for the loss, so that the device goes from one to the other.
+        optim.step(sums.bad)
+        loss, stats, norm = sums.read()
+        _refuse_nonsense(number, loss, norm, net, tasks, micro, optim)
         optim.zero_grad()
         step = Step(
-            number=optim.steps,
+            number=number,
             total=feed.total_steps,
             loss=loss,
             stats=stats,
@@ -90,6 +92,28 @@ def fit(
 Gradients = tuple[float, dict[str, float], float]
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What a step added up, still on the device.
+
+    values: (2 + 2n,) float64: the loss, the gradient norm, then sum and count of each of n statistics.
+    """
+
+    values: Tensor
+    names: list[str]
+
+    @property
+    def bad(self) -> Tensor:
+        """() float32: 1 where the loss or the norm is no finite number, else 0."""
+        return (~self.values[:2].isfinite().all()).float()
+
+    def read(self) -> Gradients:
+        """(loss, statistics by name, gradient norm before clipping). Here the host waits, once a step."""
+        loss, norm, *rest = self.values.tolist()
+        pairs = zip(self.names, rest[::2], rest[1::2], strict=True)
+        return loss, {name: value / count for name, value, count in pairs if count}, norm
+
+
 def _gradients(
     net: Net,
     tasks: Tasks,
@@ -98,11 +122,11 @@ def _gradients(
     optim: Optim,
     ladder: Ladder | None,
     passes: Passes | None,
-) -> tuple[list[Batch], Gradients]:
-    """The micro-batches of a step and what `backward` says of them, on the first rung of the ladder on which they fit."""
+) -> tuple[list[Batch], Sums]:
+    """The micro-batches of a step and what `accumulate` makes of them, on the first rung of the ladder on which they fit."""
     while True:
         try:
-            return micro, backward(net, tasks, micro, optim, passes)
+            return micro, accumulate(net, tasks, micro, optim, passes)
         except (RuntimeError, MemoryError) as error:
             if ladder is None or not is_out_of_memory(error):
                 raise
@@ -113,10 +137,14 @@ def _gradients(
 
 
 def backward(net: Net, tasks: Tasks, micro: Sequence[Batch], optim: Optim, passes: Passes | None = None) -> Gradients:
-    """Gradients of one optimiser step from its micro-batches: (loss, stats by name, gradient norm before clipping).
+    """Gradients of one optimiser step from its micro-batches: (loss, stats by name, gradient norm before clipping)."""
+    return accumulate(net, tasks, micro, optim, passes).read()
+
+
+def accumulate(net: Net, tasks: Tasks, micro: Sequence[Batch], optim: Optim, passes: Passes | None = None) -> Sums:
+    """Gradients of one optimiser step from its micro-batches, clipped, and what was added up on the way.
 
     Everything is counted before any loss is scaled, so that each token (or group) weighs the same in whichever micro-batch it lies.
-    What is added up stays on the device until the end: the host waits for it once a step, not once a micro-batch.
     """
     passes = passes or partial(forward_backward, net)
     counts: dict[str, Tensor] = {}
@@ -132,9 +160,7 @@ def backward(net: Net, tasks: Tasks, micro: Sequence[Batch], optim: Optim, passe
         for name, pair in stats.items():
             sums[name] = sums.get(name, 0) + torch.stack([value.double() for value in pair]).to(net.device)
     norm = optim.gradient_norm().double().to(net.device)
-    found = torch.cat([total[None], norm[None], *sums.values()]).tolist()
-    pairs = zip(sums, found[2::2], found[3::2], strict=True)
-    return found[0], {name: value / count for name, value, count in pairs if count}, found[1]
+    return Sums(torch.cat([total[None], norm[None], *sums.values()]), list(sums))
 
 
 def check_streams(tasks: Tasks, micro: Iterable[Batch]) -> None:
@@ -148,7 +174,9 @@ def check_streams(tasks: Tasks, micro: Iterable[Batch]) -> None:
             )
 
 
-def _refuse_nonsense(loss: float, norm: float, net: Net, tasks: Tasks, micro: Sequence[Batch], optim: Optim) -> None:
+def _refuse_nonsense(
+    number: int, loss: float, norm: float, net: Net, tasks: Tasks, micro: Sequence[Batch], optim: Optim
+) -> None:
     if math.isfinite(loss) and math.isfinite(norm):
         return
     guilty = [place for batch in micro if not _is_finite(net, tasks, batch) for place in batch.where]
@@ -157,7 +185,7 @@ def _refuse_nonsense(loss: float, norm: float, net: Net, tasks: Tasks, micro: Se
     whole = "those of the last checkpoint are whole" if optim.in_backward else "the weights were not touched"
     raise TrainingError(
         f"the loss is {loss} and the gradient's norm {norm}; {whole}",
-        where=f"step {optim.steps + 1}, rows {shown}",
+        where=f"step {number}, rows {shown}",
         expected="finite numbers",
         hint="--set train.learning_rate=1e-4   (a lower rate), or look at these rows with burnish data check",
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from burnish.errors import RecipeError
+from burnish.model.fast import EAGER
+from burnish.model.fp8 import multiplies
 from burnish.model.head import KEPT_BYTES, LOGITS
 from burnish.train.shape import Shape
 
@@ -71,7 +73,7 @@ def precision_of_choice(wanted: str, device: torch.device, method: str = "lora")
 
     method: the adapter's. Raises RecipeError for fp8 and nf4 where they cannot be: both store weights that are not trained.
     """
-    if wanted == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+    if wanted == "fp8" and not multiplies(device):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
         expected = "a card of compute capability 8.9 or above (Ada, Hopper or newer)"
         raise RecipeError(
@@ -136,11 +138,13 @@ def room(device: torch.device, limit: float | None) -> int:
 
 
 def hold_to(limit: float | None, device: torch.device) -> None:
-    """Let the accelerator's allocator refuse what is above the limit (GiB), so that the ladder steps down before it is passed."""
-    if limit and device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, limit * GIB / torch.cuda.get_device_properties(device).total_memory)
-        )
+    """Let the accelerator's allocator refuse what is above the limit (GiB), so that the ladder steps down before it is passed.
+
+    Without a limit, one that an earlier run of the same process had is lifted.
+    """
+    if device.type == "cuda":
+        share = limit * GIB / torch.cuda.get_device_properties(device).total_memory if limit else 1.0
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
 
 def levels(settings: Settings) -> tuple[str, ...]:
@@ -252,11 +256,7 @@ def scratch_bytes(shape: Shape, settings: Settings) -> float:
 
 def level_of(settings: Settings) -> str:
     """The level of recomputation that is really had; without a compiler the ones in between are the one below or above."""
-    return (
-        settings.recompute
-        if settings.compile
-        else {"elementwise": "none", "mlp": "all"}.get(settings.recompute, settings.recompute)
-    )
+    return settings.recompute if settings.compile else EAGER.get(settings.recompute, settings.recompute)
 
 
 def number_bytes(settings: Settings) -> int:

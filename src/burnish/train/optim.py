@@ -70,6 +70,7 @@ class Optim:
         self.weight_decay, self.kind, self.in_backward, self.recorded = weight_decay, kind, in_backward, recorded
         self.steps = 0
         self._norms: dict[nn.Parameter, Tensor] = {}  # of this step, by the parameters that were updated within it
+        self._bad = torch.zeros((), device=next(iter(self.parameters.values())).device)  # 1 skips an update
         self._engines = self._make_engines()
         self._record()
 
@@ -93,12 +94,11 @@ class Optim:
         settings: Any = {"lr": self.learning_rate, "betas": BETAS, "eps": EPSILON}
         if self.kind == "adamw8bit":
             return _adamw8bit()(given, **settings)
-        on_gpu = all(p.is_cuda for p in parameters)
-        if self.recorded:
-            settings["lr"] = torch.tensor(
-                self.learning_rate, device=parameters[0].device
-            )  # a graph reads it where it lies
-        return torch.optim.AdamW(given, **settings, fused=on_gpu or None, capturable=self.recorded)
+        if self.recorded:  # a graph reads the rate where it lies
+            settings["lr"] = torch.tensor(self.learning_rate, device=parameters[0].device)
+        engine = torch.optim.AdamW(given, **settings, fused=True, capturable=self.recorded)
+        engine.found_inf = self._bad  # type: ignore[attr-defined]  # where the fused update looks whether to do nothing
+        return engine
 
     @property
     def rate(self) -> float:
@@ -140,8 +140,11 @@ class Optim:
     def _clip(self) -> Tensor:
         return nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip)
 
-    def step(self) -> None:
-        if not self.in_backward:
+    def step(self, bad: Tensor | None = None) -> None:
+        """Update, unless `bad` () is 1: the device decides, so that the host need not wait. 8-bit moments make it wait."""
+        if bad is not None:
+            self._bad.copy_(bad)
+        if not self.in_backward and not (self.kind == "adamw8bit" and bool(self._bad)):
             self._apply(next(iter(self._engines.values())))
         self._norms.clear()
         self.steps += 1

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 LEAST_TOKENS = 256  # a smaller micro-batch saves little and leaves the hardware idle
-ANSWERS_AT_ONCE, ANSWER_STEP = (
-    16,
-    0.03,
-)  # answers decoded together, and the seconds of a step beside reading the weights
+# Answers decoded together, and the seconds of a step beside reading the weights.
+ANSWERS_AT_ONCE, ANSWER_STEP = 16, 0.03
 
 
 @dataclass(frozen=True)
@@ -172,8 +170,10 @@ def _options(wanted: Train, work: Workload, settings: Settings) -> Iterator[Sett
             # With several micro-batches gradients must outlive them, so there is nothing to gain.
             if not (settings.in_backward and work.splits(tokens)):
                 plain = replace(settings, recompute=level, micro_tokens=tokens)
-                yield plain
-                if may_record(wanted, plain):
+                recordable = may_record(wanted, plain)
+                if not recordable or wanted.graph == "auto":
+                    yield plain
+                if recordable:
                     yield replace(plain, graph=True)
 
 

@@ -42,9 +42,8 @@ class Replayed:
         self.refused = ""  # why nothing is recorded
         self._shapes: dict[Any, tuple[Batch, Tensor, Recording]] = {}
         on_gpu = net.device.type == "cuda"
-        self._stream = (
-            torch.cuda.Stream() if on_gpu else None
-        )  # autograd adds up on the stream where it first met a gradient
+        # Autograd adds up on the stream where it first met a gradient.
+        self._stream = torch.cuda.Stream() if on_gpu else None
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
 
     def __call__(self, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Tensor, Stats]:
@@ -58,9 +57,8 @@ class Replayed:
         own, own_factor, recording = self._shapes[key]
         _fill(own, batch)
         own_factor.copy_(factor, non_blocking=True)
-        before = (
-            [one.clone() for one in self.gradients] if recording.calls == 1 else []
-        )  # what a watched call leaves half done
+        # A watched call may leave its work half done.
+        before = [one.clone() for one in self.gradients] if recording.calls == 1 else []
         try:
             scaled, stats = recording()
         except Unrecordable as error:
@@ -77,14 +75,18 @@ class Replayed:
 
     def _attach(self) -> None:
         """Gradients that the optimiser let go begin anew at zero, in the tensors that the recordings know."""
-        if all(parameter.grad is not None for parameter in self.parameters):
+        pairs = list(zip(self.parameters, self.gradients, strict=True))
+        if all(parameter.grad is gradient for parameter, gradient in pairs):
             return
         torch._foreach_zero_(self.gradients)
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+        for parameter, gradient in pairs:
+            if parameter.grad is not None:  # somebody else's
+                gradient.copy_(parameter.grad)
             parameter.grad = gradient
 
     def _new(self, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Batch, Tensor, Recording]:
-        net, own, own_factor = self.net, batch.to(self.net.device), factor.to(self.net.device, copy=True)
+        net, device = self.net, self.net.device
+        own, own_factor = _copied(batch.to(device)), factor.to(device, copy=True)
         step = partial(forward_backward, net, objective, own, own_factor)
         return own, own_factor, Recording(step, stream=self._stream, pool=self._pool)
 
@@ -100,6 +102,15 @@ def padded(batch: Batch) -> Batch:
         trained=torch.cat([trained, trained.new_full((-len(trained) % PLACES,), batch.ids.numel())]),
         edges=torch.cat([edges, edges[-1:].expand(-len(edges) % PLACES)]),
     )
+
+
+def _copied(batch: Batch) -> Batch:
+    """The same in tensors of its own."""
+    own: dict[str, Any] = {name: value.clone() for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    streams: dict[str, Any] = {
+        name: {key: value.clone() for key, value in getattr(batch, name).items()} for name in ("tokens", "values")
+    }
+    return replace(batch, **own, **streams)
 
 
 def _key(batch: Batch) -> Any:

@@ -15,6 +15,7 @@ from burnish.data.render import Chat
 from burnish.errors import SmokeError
 from burnish.model.adapt import trained_parameters
 from burnish.model.net import Net
+from burnish.train.checkpoint import random_state, set_random_state
 from burnish.train.ladder import Ladder, is_out_of_memory, release
 from burnish.train.loop import Tasks, backward
 from burnish.train.optim import Optim
@@ -23,12 +24,8 @@ MEMORY_ROWS = 2  # rows to learn by heart
 MEMORY_TOKENS = 256  # and how many tokens they may have together, so that it takes seconds
 MEMORY_STEPS = 40
 LEARNT = 0.05  # share of the first loss that counts as learnt by heart
-AGREEMENT = {
-    "fp32": 1e-3,
-    "bf16": 0.15,
-    "nf4": 0.15,
-    "fp8": 0.2,
-}  # nats a token; a logit of 30 in bf16 is itself only known to 0.125
+# Nats a token; a logit of 30 in bf16 is itself only known to 0.125.
+AGREEMENT = {"fp32": 1e-3, "bf16": 0.15, "nf4": 0.15, "fp8": 0.2}
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def smoke(
     folder and reads it back. ladder: what to give up where the longest do not fit. Raises SmokeError naming the part that failed.
     """
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained_parameters(net).items()}
-    random_state = torch.get_rng_state()
+    random = random_state()
     try:
         difference = _head_difference(net, tasks, task, groups)
         tokens = _longest_step(net, tasks, longest, ladder)
@@ -77,7 +74,7 @@ def smoke(
             for name, parameter in trained_parameters(net).items():
                 parameter.copy_(before[name])
         net.zero_grad(set_to_none=True)
-        torch.set_rng_state(random_state)
+        set_random_state(random)
     return SmokeReport(tokens, first, last, steps, difference, chat.show(_shortest(groups)[0][0]))
 
 
@@ -86,7 +83,7 @@ def _head_difference(net: Net, tasks: Tasks, task: str, groups: Sequence[Group])
     group = _shortest(groups)[0]
     batch = pack(group_of_one(group), row_tokens=len(group[0]), task=task).to(net.device)
     net.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # for one short row nothing is compiled
         differences = _of_labels(net, batch) if "score" in tasks[task][0].needs else _of_tokens(net, batch)
     difference = float(differences.abs().mean())
     if not difference <= AGREEMENT[net.precision]:

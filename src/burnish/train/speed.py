@@ -70,7 +70,7 @@ def measured_rate(
 
 def measured_bandwidth(device: torch.device, seconds: float = MEASURE_SECONDS) -> float:
     """Bytes a second that a copy reads and writes; of more than any cache holds."""
-    source = torch.zeros(2**28 if device.type == "cuda" else 2**25, dtype=torch.float32, device=device)
+    source = torch.zeros(2**26 if device.type == "cuda" else 2**25, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _seconds_of(lambda: target.copy_(source), device, seconds)
 
