@@ -170,10 +170,11 @@ def predict(
         "gradients": gradient_bytes(shape, settings, activations, split=split),
         "optimizer": shape.trained * (8 if settings.optimizer == "adamw" else 2),
         "activations": activations,
-        "recordings": activations if settings.graph else 0,  # beside those of the calls before
         "one layer or head": int(max(head, tokens * layer_bytes(shape, settings)) + scratch_bytes(shape, settings)),
         "runtime": int(RUNTIME_BYTES[device]),
     }
+    if settings.graph:
+        parts["recordings"] = activations  # beside those of the calls before
     return parts | {"total": sum(parts.values())}
 
 
