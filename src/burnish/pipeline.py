@@ -6,6 +6,7 @@ folder under a hash of all that it depends on.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -516,8 +517,12 @@ def histogram(lengths: Sequence[int], bins: int = 16) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "peft", "tokenizers", "safetensors")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    """Of Python, what every run uses, and what a GPU's run may use where it is installed."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "peft", "tokenizers", "safetensors", "triton", "bitsandbytes", "flash-attn-4"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def gib(size: float) -> str:
