@@ -519,7 +519,16 @@ def histogram(lengths: Sequence[int], bins: int = 16) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of Python, what every run uses, and what a GPU's run may use where it is installed."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "peft", "tokenizers", "safetensors", "triton", "bitsandbytes", "flash-attn-4"):
+    for name in (
+        "torch",
+        "transformers",
+        "peft",
+        "tokenizers",
+        "safetensors",
+        "triton",
+        "bitsandbytes",
+        "flash-attn-4",
+    ):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

@@ -8,6 +8,7 @@ bnb_4bit_use_double_quant=True)` makes of the same model, and an adapter trained
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -51,16 +52,16 @@ class Nf4Linear(FrozenLinear):
         return self.weight, self.absmax, self.nested_absmax, self.nested_code, self.offset, self.code
 
     def dense(self) -> Tensor:
-        return unpacked(*self.stored(), columns=self.in_features)  # type: ignore[misc, arg-type]
+        return unpacked(self.stored(), self.in_features)
 
     @staticmethod
     def forward_product(rows: Tensor, *stored: Tensor) -> Tensor:
-        return rows @ torch.ops.burnish.unpacked(*stored, rows.shape[1], False).to(rows.dtype).T
+        return rows @ torch.ops.burnish.unpacked(stored, rows.shape[1], False).to(rows.dtype).T
 
     @staticmethod
     def backward_product(slope: Tensor, *stored: Tensor) -> Tensor:
         inner = 2 * stored[0].numel() // slope.shape[1]
-        return slope @ torch.ops.burnish.unpacked(*stored, inner, True).to(slope.dtype)
+        return slope @ torch.ops.burnish.unpacked(stored, inner, True).to(slope.dtype)
 
 
 class Nf4Fp8Linear(Nf4Linear):
@@ -79,32 +80,26 @@ class Nf4Fp8Linear(Nf4Linear):
         return *super().stored(), self.scale
 
     def dense(self) -> Tensor:
-        return unpacked(*Nf4Linear.stored(self), columns=self.in_features)  # type: ignore[misc, arg-type]
+        return unpacked(Nf4Linear.stored(self), self.in_features)
 
     @staticmethod
     def forward_product(rows: Tensor, *stored: Tensor) -> Tensor:
-        weight = torch.ops.burnish.unpacked_e4m3(*stored, rows.shape[1], False)
+        weight = torch.ops.burnish.unpacked_e4m3(stored, rows.shape[1], False)
         return fp8.forward_product(rows, weight, stored[-1])
 
     @staticmethod
     def backward_product(slope: Tensor, *stored: Tensor) -> Tensor:
         inner = 2 * stored[0].numel() // slope.shape[1]
-        return fp8.backward_product(slope, torch.ops.burnish.unpacked_e4m3(*stored, inner, True), stored[-1])
+        return fp8.backward_product(slope, torch.ops.burnish.unpacked_e4m3(stored, inner, True), stored[-1])
 
 
-def unpacked(
-    weight: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor,
-    nested_code: Tensor,
-    offset: Tensor,
-    code: Tensor,
-    columns: int,
-) -> Tensor:
+def unpacked(stored: Sequence[Tensor], columns: int) -> Tensor:
     """(out, in) in bf16, from what `Nf4Linear` stores, by bitsandbytes. columns: in."""
+    weight, *scales, _ = stored
     shape = [2 * weight.numel() // columns, columns]
-    scales = _scales(absmax, nested_absmax, nested_code, offset)
-    found: Tensor = torch.ops.bitsandbytes.dequantize_4bit(weight, scales, BLOCK, "nf4", shape, torch.bfloat16)
+    found: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
+        weight, _scales(*scales), BLOCK, "nf4", shape, torch.bfloat16
+    )
     return found
 
 
@@ -120,49 +115,33 @@ def _scales(absmax: Tensor, nested_absmax: Tensor, nested_code: Tensor, offset: 
 
 
 @torch.library.custom_op("burnish::unpacked", mutates_args=())
-def _unpacked(
-    weight: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor,
-    nested_code: Tensor,
-    offset: Tensor,
-    code: Tensor,
-    columns: int,
-    again: bool,
-) -> Tensor:
-    return unpacked(weight, absmax, nested_absmax, nested_code, offset, code, columns)
+def _unpacked(stored: Sequence[Tensor], columns: int, again: bool) -> Tensor:
+    return unpacked(stored, columns)
 
 
 @_unpacked.register_fake
-def _(weight: Tensor, *rest: Any) -> Tensor:
-    columns = rest[-2]
-    return weight.new_empty((2 * weight.numel() // columns, columns), dtype=torch.bfloat16)
+def _(stored: Sequence[Tensor], columns: int, again: bool) -> Tensor:
+    return _like(stored, columns, torch.bfloat16)
 
 
 @torch.library.custom_op("burnish::unpacked_e4m3", mutates_args=())
-def _unpacked_e4m3(
-    weight: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor,
-    nested_code: Tensor,
-    offset: Tensor,
-    code: Tensor,
-    scale: Tensor,
-    columns: int,
-    again: bool,
-) -> Tensor:
-    if not weight.is_cuda:
-        dense = unpacked(weight, absmax, nested_absmax, nested_code, offset, code, columns)
-        return (dense.float() / scale).to(fp8.E4M3)
+def _unpacked_e4m3(stored: Sequence[Tensor], columns: int, again: bool) -> Tensor:
+    *packed, scale = stored
+    if not scale.is_cuda:
+        return (unpacked(packed, columns).float() / scale).to(fp8.E4M3)
     from burnish.model.kernels import unpack_e4m3
 
-    return unpack_e4m3(weight, _scales(absmax, nested_absmax, nested_code, offset), code, scale, columns)
+    weight, *scales, code = packed
+    return unpack_e4m3(weight, _scales(*scales), code, scale, columns)
 
 
 @_unpacked_e4m3.register_fake
-def _(weight: Tensor, *rest: Any) -> Tensor:
-    columns = rest[-2]
-    return weight.new_empty((2 * weight.numel() // columns, columns), dtype=fp8.E4M3)
+def _(stored: Sequence[Tensor], columns: int, again: bool) -> Tensor:
+    return _like(stored, columns, fp8.E4M3)
+
+
+def _like(stored: Sequence[Tensor], columns: int, dtype: torch.dtype) -> Tensor:
+    return stored[0].new_empty((2 * stored[0].numel() // columns, columns), dtype=dtype)
 
 
 def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.device | None = None) -> int:

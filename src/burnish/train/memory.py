@@ -251,7 +251,7 @@ def token_bytes(shape: Shape, settings: Settings) -> dict[str, float]:
 
 
 def scratch_bytes(shape: Shape, settings: Settings) -> float:
-    """Room for the largest matrix as a product reads it: turned, in fp8; from nf4 unpacked to bf16, and to fp8 from there."""
+    """Room for the largest matrix as a product reads it: turned, in fp8; unpacked from nf4 and turned, with some to spare."""
     return {"nf4": 4, "fp8": 1}.get(settings.precision, 0) * shape.largest
 
 
