@@ -369,6 +369,15 @@ def test_memory_that_ends_outside_of_a_training_step_is_told_without_a_traceback
     assert report_of(copied)["verdict"] == "stop"
 
 
+def test_what_the_rounding_does_is_measured_once(go, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    _, first = go(train={"precision": "nf4"})
+    monkeypatch.setattr("burnish.parts._nats", lambda *args: pytest.fail("it was measured again"))
+    _, again = go(train={"precision": "nf4"})
+    assert again["steps"][3]["status"] == "reused"
+    assert again["model"]["rounding"] == first["model"]["rounding"]
+
+
 def test_eight_bits_on_a_device_without_them_are_refused_with_what_to_type(go):
     with pytest.raises(RecipeError, match=r"train\.precision=bf16"):
         go(train={"precision": "fp8"})

@@ -7,7 +7,7 @@ objective compares (one answer, a pair, a ranking).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, pairwise
 from typing import Any, Literal, Protocol
@@ -87,11 +87,15 @@ class Batch:
             far = device.type == "cuda" and x.device.type == "cpu"
             return x.pin_memory().to(device, non_blocking=True) if far else x.to(device)
 
-        moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return self.each(move)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch of changed tensors, streams among them."""
+        own: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
         streams: dict[str, Any] = {
-            name: {key: move(x) for key, x in getattr(self, name).items()} for name in ("tokens", "values")
+            name: {key: change(x) for key, x in getattr(self, name).items()} for name in ("tokens", "values")
         }
-        return replace(self, **moved, **streams)
+        return replace(self, **own, **streams)
 
 
 @dataclass(frozen=True)

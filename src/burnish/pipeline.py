@@ -236,12 +236,16 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
         return Tokenized(chat, train, validation, test)
 
 
+def learnt(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe the trained weights depend on."""
+    return recipe.model_dump(mode="json", exclude=UNLEARNT)
+
+
 def decide(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Settings:
     """The settings of the run. Decided once: what memory happens to be free when a run goes on must not make another run of it."""
     train, device = tokenized.train, memory.device_of_choice()
     memory.hold_to(recipe.train.memory_limit, device)
-    learnt = recipe.model_dump(mode="json", exclude=UNLEARNT)
-    key = key_of(chosen.key, learnt, len(train.groups), train.tokens, str(device))
+    key = key_of(chosen.key, learnt(recipe), len(train.groups), train.tokens, str(device))
     kept = run.kept("settings", key) or run.keep("settings", key, asdict(settle(recipe, chosen, tokenized)))
     return memory.Settings(**kept)
 
@@ -251,10 +255,10 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
     with run.step("smoke") as record:
         torch.manual_seed(recipe.train.seed)
         head = head_of(recipe, chosen, tokenized.chat)
-        key = key_of(chosen.key, recipe.model_dump(mode="json", exclude=UNLEARNT), asdict(settings))
+        key = key_of(chosen.key, learnt(recipe), asdict(settings))
         kept = run.kept("smoke", key)
         settings = memory.Settings(**kept["settings"]) if kept else settings
-        net = load_net(recipe, chosen, settings, head, rows_to_round_on(chosen, tokenized))
+        net = load_net(recipe, chosen, settings, head, [] if kept else rows_to_round_on(chosen, tokenized))
         if kept is None:
             feed = make_feed(recipe, tokenized, settings)
             ladder = make_ladder(run, recipe, net, settings, feed)
@@ -264,7 +268,7 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             seen = smoke(net, tasks, TASK, groups, tokenized.chat, longest, rate, try_adapter, ladder)
             settings = ladder.settings
             found = {"summary": seen.summary, "settings": asdict(settings), "ladder": ladder.taken}
-            kept = run.keep("smoke", key, asdict(seen) | found)
+            kept = run.keep("smoke", key, asdict(seen) | found | {"rounding": net.rounding})
         else:
             record["status"] = "reused"
         run.progress.say(f"  what is trained stands between ⟪ and ⟫:\n{indented(kept['mask'])}")
@@ -278,8 +282,8 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             "head": asdict(head) if head else None,
         }
         record["summary"] = kept["summary"]
-        if net.rounding:
-            before, after = net.rounding
+        if rounding := kept.get("rounding"):
+            before, after = rounding
             run.parts["model"]["rounding"] = {"bf16": before, settings.precision: after}
             record["summary"] += (
                 f"; {settings.precision} makes the loss {after:.4f} where bf16 has {before:.4f} ({after / before - 1:+.2%})"
@@ -346,12 +350,7 @@ def train(
     """7: the loop, from the newest good checkpoint on; the best one by the metric is what it returns."""
     with run.step("train") as record:
         net, settings = tried.net, tried.settings
-        key = key_of(
-            chosen.key,
-            recipe.model_dump(mode="json", exclude=UNLEARNT),
-            asdict(settings),
-            exams["validation"].max_new_tokens,
-        )
+        key = key_of(chosen.key, learnt(recipe), asdict(settings), exams["validation"].max_new_tokens)
         store = Store(run.folder / "checkpoints", key)
         kept = run.kept("train", key)
         if kept is None or not store.is_whole(kept["best_step"]):

@@ -231,7 +231,7 @@ def test_where_nothing_fits_the_leanest_is_taken(chosen):
 
 
 def test_full_fine_tuning_takes_a_leaner_optimiser_only_where_memory_asks_for_it(chosen, monkeypatch):
-    monkeypatch.setattr(memory, "has_bitsandbytes", lambda: True)
+    monkeypatch.setattr("burnish.train.plan.has_bitsandbytes", lambda: True)
     one = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
     whole = {"sizes": one, "adapter": FULL, "work": replace(LONG, step=4096, longest=512)}
     kinds = [(found.optimizer, found.in_backward) for gib in (79, 26, 21, 16) for found in [chosen(gib, **whole)]]
@@ -239,13 +239,13 @@ def test_full_fine_tuning_takes_a_leaner_optimiser_only_where_memory_asks_for_it
 
 
 def test_steps_of_several_micro_batches_are_not_updated_within_the_backward_pass(chosen, monkeypatch):
-    monkeypatch.setattr(memory, "has_bitsandbytes", lambda: True)
+    monkeypatch.setattr("burnish.train.plan.has_bitsandbytes", lambda: True)
     found = chosen(30, adapter=FULL, sizes=SMOLLM | {"num_hidden_layers": 32}, heads=9, keys=3)
     assert not found.in_backward
 
 
 def test_without_bitsandbytes_moments_stay_as_they_are(chosen, monkeypatch):
-    monkeypatch.setattr(memory, "has_bitsandbytes", lambda: False)
+    monkeypatch.setattr("burnish.train.plan.has_bitsandbytes", lambda: False)
     assert chosen(14, adapter=FULL).optimizer == "adamw"
     with pytest.raises(RecipeError, match="needs bitsandbytes"):
         chosen(79, train={"optimizer": "adamw8bit"})

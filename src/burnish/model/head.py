@@ -97,13 +97,13 @@ class _Head(torch.autograd.Function):
 
 def _terms(logits: Tensor, targets: Tensor, bend: Bend) -> tuple[Tensor, Tensor]:
     """(N,V), (N,) -> (N,) float32 log p of the targets, and (N,V) its slope by the logits: onehot - softmax, through the bend."""
-    if logits.is_cuda:
-        torch._dynamo.maybe_mark_dynamic(logits, 0)
-        torch._dynamo.maybe_mark_dynamic(targets, 0)
-        straight = _compiled()
-    else:
-        straight = _straight_terms
-    return straight(logits, targets) if bend is _straight else _bent(logits, targets, bend)
+    if bend is not _straight:
+        return _bent(logits, targets, bend)
+    if not logits.is_cuda:
+        return _straight_terms(logits, targets)
+    torch._dynamo.maybe_mark_dynamic(logits, 0)
+    torch._dynamo.maybe_mark_dynamic(targets, 0)
+    return _compiled()(logits, targets)
 
 
 def _straight_terms(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

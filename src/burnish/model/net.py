@@ -16,8 +16,9 @@ from burnish.model.head import head_logp
 class Net(nn.Module):
     """A language model, or a `PeftModel` around one, that reads packed batches.
 
-    No attention mask is handed on: position ids that restart are what keeps packed sequences apart, and an all-ones mask
-    would silently switch that off. Only tokens with a weight ever meet the vocabulary head.
+    What keeps packed sequences apart are position ids that restart, or the edges between sequences where attention goes by them. An
+    all-ones mask over the row would silently switch the former off, so none is handed on. Only tokens with a weight ever meet the
+    vocabulary head.
     """
 
     model: Any  # a transformers model, or a `PeftModel` around one

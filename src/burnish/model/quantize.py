@@ -150,7 +150,8 @@ def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.dev
     device: where each layer's weight is moved first, so that no more than one is there in full. Layers whose sides the card cannot
     multiply in 8 bits stay as they are. Raises RecipeError where no layer has an adapter: weights in few bits cannot be trained.
     """
-    check_installed(kind)
+    if kind == "nf4" and not has_bitsandbytes():
+        raise without_bitsandbytes("nf4", "train.precision")
     adapted = [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
     suited = [layer for layer in adapted if fp8.suits(layer.base_layer)]
     if not suited:
@@ -178,12 +179,14 @@ def unquantize(model: nn.Module) -> None:
         layer.base_layer = layer.base_layer.plain()  # type: ignore[union-attr, operator]
 
 
-def check_installed(kind: str) -> None:
-    """Raise RecipeError where 4 bits are asked for and bitsandbytes is not there."""
-    if kind == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
-        raise RecipeError(
-            "nf4 needs bitsandbytes, which is not installed", where="train.precision", hint="pip install bitsandbytes"
-        )
+def has_bitsandbytes() -> bool:
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def without_bitsandbytes(what: str, where: str, *, otherwise: str = "") -> RecipeError:
+    """The error for something that needs bitsandbytes. where: the recipe's key; otherwise: a value of it that does not."""
+    hint = "pip install bitsandbytes" + (f"   or --set {where}={otherwise}" if otherwise else "")
+    return RecipeError(f"{what} needs bitsandbytes, which is not installed", where=where, hint=hint)
 
 
 def _kind_of(kind: str, device: torch.device) -> Any:

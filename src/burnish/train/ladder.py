@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 
+from burnish.core import GRAIN
 from burnish.data.feed import Feed
 from burnish.errors import TrainingError
 from burnish.model.fast import accelerate
 from burnish.model.net import Net
-from burnish.model.quantize import quantize
-from burnish.train.memory import RECOMPUTE, Settings, has_bitsandbytes, levels
+from burnish.model.quantize import has_bitsandbytes, quantize
+from burnish.train.memory import RECOMPUTE, Settings, levels
 from burnish.train.optim import Optim
 from burnish.train.replay import Replayed
-
-LEAST_TOKENS = 64  # rows are padded to multiples of it
 
 
 class Ladder:
@@ -93,9 +92,9 @@ def next_rung(settings: Settings, *, tokens: int, longest: int, low_rank: bool) 
 
     tokens: of the largest micro-batch that did not fit. longest: of the longest group, which cannot be split.
     """
-    micro = max(longest, min(settings.micro_tokens, tokens) // 2, LEAST_TOKENS)
     if settings.graph:
         return replace(settings, graph=False), "steps are not recorded as CUDA graphs (train.graph=false)"
+    micro = max(longest, min(settings.micro_tokens, tokens) // 2, GRAIN)  # rows are padded to multiples of the last
     # An update within the backward pass is worth its while only as long as a step is one micro-batch.
     if micro < min(settings.micro_tokens, tokens) and not settings.in_backward:
         return replace(settings, micro_tokens=micro), f"{micro} tokens go through at once (train.micro_tokens={micro})"

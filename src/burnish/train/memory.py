@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 
 import torch
 
 from burnish.errors import RecipeError
-from burnish.model.fast import EAGER
+from burnish.model.fast import BUDGETS, EAGER
 from burnish.model.fp8 import multiplies
 from burnish.model.head import KEPT_BYTES, LOGITS
+from burnish.model.quantize import has_bitsandbytes, without_bitsandbytes
 from burnish.train.shape import Shape
 
 GIB = 2**30
 HEADROOM = 0.92  # share of the memory that a step may fill: the allocator's own gaps need the rest
 # Python, torch and its kernels. On an accelerator only what its allocator counts: the workspaces of the products.
 RUNTIME_BYTES = {"cpu": 0.9 * GIB, "cuda": 0.1 * GIB}
-RECOMPUTE = ("none", "elementwise", "mlp", "all", "offload")  # from the fastest to the leanest
-NOT_COMPILED = ("none", "all", "offload")  # without a compiler a layer is kept or computed again as a whole
+RECOMPUTE = tuple(BUDGETS)  # from the fastest to the leanest
 
 # What the backward pass keeps for each token and layer, by the level of recomputation.
 KEPT = {
@@ -80,11 +79,7 @@ def precision_of_choice(wanted: str, device: torch.device, method: str = "lora")
             f"{name} multiplies no fp8", where="train.precision", expected=expected, hint="--set train.precision=bf16"
         )
     if wanted == "nf4" and not has_bitsandbytes():
-        raise RecipeError(
-            "nf4 needs bitsandbytes, which is not installed",
-            where="train.precision",
-            hint="pip install bitsandbytes   or --set train.precision=bf16",
-        )
+        raise without_bitsandbytes("nf4", "train.precision", otherwise="bf16")
     if wanted in ("fp8", "nf4") and method == "full":
         raise RecipeError(
             f"weights stored as {wanted} cannot be trained",
@@ -99,10 +94,6 @@ def precision_of_choice(wanted: str, device: torch.device, method: str = "lora")
     capable = torch.cpu.get_capabilities()  # oneDNN's own answer is yes wherever there is AVX-512, emulated or not
     native = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16" if native and torch.backends.mkldnn.is_available() else "fp32"
-
-
-def has_bitsandbytes() -> bool:
-    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def micro_tokens_of_choice(wanted: int | str, device: torch.device, max_length: int) -> int:
@@ -149,7 +140,7 @@ def hold_to(limit: float | None, device: torch.device) -> None:
 
 def levels(settings: Settings) -> tuple[str, ...]:
     """The levels of recomputation that there are, from the fastest to the leanest."""
-    known = RECOMPUTE if settings.compile else NOT_COMPILED
+    known = [level for level in RECOMPUTE if settings.compile or level not in EAGER]
     return tuple(level for level in known if level != "offload" or torch.device(settings.device).type != "cpu")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.errors import RecipeError
+from burnish.model.quantize import without_bitsandbytes
 from burnish.model.recorded import Recording
 
 BETAS = (0.9, 0.95)
@@ -67,7 +67,8 @@ class Optim:
     ) -> None:
         self.parameters = dict(parameters)
         self.learning_rate, self.total, self.warmup, self.clip = learning_rate, total, warmup, clip
-        self.weight_decay, self.kind, self.in_backward, self.recorded = weight_decay, kind, in_backward, recorded
+        self.weight_decay, self.kind, self.in_backward = weight_decay, kind, in_backward
+        self.recorded = recorded and not in_backward
         self.steps = 0
         self._norms: dict[nn.Parameter, Tensor] = {}  # of this step, by the parameters that were updated within it
         self._bad = torch.zeros((), device=next(iter(self.parameters.values())).device)  # 1 skips an update
@@ -75,10 +76,9 @@ class Optim:
         self._record()
 
     def _record(self) -> None:
-        """Ways to clip and to update that are recorded, where that is wanted."""
-        engine = next(iter(self._engines.values()))
+        """Clipping and the update of all parameters at once, recorded where that is wanted."""
         self._clipped: Callable[[], Tensor] = Recording(self._clip) if self.recorded else self._clip
-        self._updated: Callable[[], Any] = Recording(engine.step) if self.recorded else engine.step
+        self._recorded_step = Recording(next(iter(self._engines.values())).step) if self.recorded else None
 
     def _make_engines(self) -> dict[nn.Parameter, torch.optim.Optimizer]:
         """Who updates each parameter: one for all, or one for each where they are updated at different times."""
@@ -129,7 +129,8 @@ class Optim:
                 group["lr"].fill_(self.rate)
             else:
                 group["lr"] = self.rate
-        self._updated() if not self.in_backward else engine.step()
+        update = self._recorded_step or engine.step
+        update()
 
     def gradient_norm(self) -> Tensor:
         """() the norm of all gradients together, before clipping. Gradients are clipped to `clip` in place."""
@@ -225,10 +226,6 @@ def _adamw8bit() -> Any:
     try:
         from bitsandbytes import optim
     except ImportError as error:
-        raise RecipeError(
-            "adamw8bit needs bitsandbytes, which is not installed",
-            where="train.optimizer",
-            hint="pip install bitsandbytes",
-        ) from error
+        raise without_bitsandbytes("adamw8bit", "train.optimizer") from error
     kind: Any = optim
     return kind.AdamW8bit

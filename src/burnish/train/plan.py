@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from burnish.errors import RecipeError
+from burnish.model.quantize import has_bitsandbytes, without_bitsandbytes
 from burnish.progress import as_time
 from burnish.recipe import Recipe, Train
 from burnish.train import memory, speed
@@ -131,12 +131,8 @@ def choose(wanted: Train, config: PretrainedConfig, model: nn.Module, work: Work
     Raises RecipeError for an optimiser that is not installed.
     """
     shape, device = shape_of(config, model), torch.device(settings.device)
-    if wanted.optimizer == "adamw8bit" and not memory.has_bitsandbytes():
-        raise RecipeError(
-            "adamw8bit needs bitsandbytes, which is not installed",
-            where="train.optimizer",
-            hint="pip install bitsandbytes   or --set train.optimizer=adamw",
-        )
+    if wanted.optimizer == "adamw8bit" and not has_bitsandbytes():
+        raise without_bitsandbytes("adamw8bit", "train.optimizer", otherwise="adamw")
     room, seen = memory.room(device, wanted.memory_limit), []
     for leaner in _optimizers(wanted, shape, settings):
         options = list(_options(wanted, work, leaner))
@@ -150,7 +146,7 @@ def choose(wanted: Train, config: PretrainedConfig, model: nn.Module, work: Work
 def _optimizers(wanted: Train, shape: Shape, settings: Settings) -> Iterator[Settings]:
     """From plain AdamW on, ever leaner: first what leaves the arithmetic of a step alone, then 8-bit moments, then both."""
     kinds = ["adamw", "adamw8bit"] if wanted.optimizer == "auto" else [wanted.optimizer]
-    if shape.low_rank or not memory.has_bitsandbytes():  # an adapter's moments are small
+    if shape.low_rank or not has_bitsandbytes():  # an adapter's moments are small
         kinds = kinds[:1]
     for kind in kinds:
         yield replace(settings, optimizer=kind)

@@ -47,12 +47,14 @@ class Replayed:
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
 
     def __call__(self, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Tensor, Stats]:
-        batch = padded(batch)
         self._attach()
-        if self.refused or (len(self._shapes) >= MOST and _key(batch) not in self._shapes):
+        if self.refused:
             return forward_backward(self.net, objective, batch, factor)
+        batch = padded(batch)
         key = _key(batch)
         if key not in self._shapes:
+            if len(self._shapes) >= MOST:
+                return forward_backward(self.net, objective, batch, factor)
             self._shapes[key] = self._new(objective, batch, factor)
         own, own_factor, recording = self._shapes[key]
         _fill(own, batch)
@@ -86,7 +88,7 @@ class Replayed:
 
     def _new(self, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Batch, Tensor, Recording]:
         net, device = self.net, self.net.device
-        own, own_factor = _copied(batch.to(device)), factor.to(device, copy=True)
+        own, own_factor = batch.to(device).each(Tensor.clone), factor.to(device, copy=True)
         step = partial(forward_backward, net, objective, own, own_factor)
         return own, own_factor, Recording(step, stream=self._stream, pool=self._pool)
 
@@ -102,15 +104,6 @@ def padded(batch: Batch) -> Batch:
         trained=torch.cat([trained, trained.new_full((-len(trained) % PLACES,), batch.ids.numel())]),
         edges=torch.cat([edges, edges[-1:].expand(-len(edges) % PLACES)]),
     )
-
-
-def _copied(batch: Batch) -> Batch:
-    """The same in tensors of its own."""
-    own: dict[str, Any] = {name: value.clone() for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    streams: dict[str, Any] = {
-        name: {key: value.clone() for key, value in getattr(batch, name).items()} for name in ("tokens", "values")
-    }
-    return replace(batch, **own, **streams)
 
 
 def _key(batch: Batch) -> Any:
