@@ -57,7 +57,8 @@ class Fp8Linear(FrozenLinear):
 
     @staticmethod
     def backward_product(slope: Tensor, *stored: Tensor) -> Tensor:
-        return backward_product(slope, *stored)
+        weight, scale = stored
+        return backward_product(slope, torch.ops.burnish.turned(weight), scale)
 
     def dense(self) -> Tensor:
         return (self.weight.float() * self.scale).to(torch.bfloat16)
@@ -69,11 +70,11 @@ def forward_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     return _multiply(rounded, by, weight, scale.T, rows.dtype)
 
 
-def backward_product(slope: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """(N, out) @ (out, in) -> (N, in), the weight's scales taken up by the gradient."""
+def backward_product(slope: Tensor, turned: Tensor, scale: Tensor) -> Tensor:
+    """(N, out) @ (out, in) -> (N, in), from the weight turned around, (in, out); its scales are taken up by the gradient."""
     rounded, by = by_row(slope.float() * scale.T)
-    ones = torch.ones(1, weight.shape[1], device=slope.device)
-    return _multiply(rounded, by, torch.ops.burnish.turned(weight), ones, slope.dtype)
+    ones = torch.ones(1, turned.shape[0], device=slope.device)
+    return _multiply(rounded, by, turned, ones, slope.dtype)
 
 
 def _multiply(left: Tensor, by_left: Tensor, right: Tensor, by_right: Tensor, dtype: torch.dtype) -> Tensor:

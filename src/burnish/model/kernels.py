@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -30,28 +32,40 @@ def turn(weight: Tensor) -> Tensor:
 
 
 @triton.jit
-def _unpack_e4m3(packed, scales, code, row_scales, target, count, columns, BLOCK: tl.constexpr, SPAN: tl.constexpr):  # type: ignore[no-untyped-def]
-    # Of bytes, each of which holds two weights of one row.
-    place = tl.program_id(0).to(tl.int64) * SPAN + tl.arange(0, SPAN)
-    inside = place < count
-    byte = tl.load(packed + place, mask=inside, other=0).to(tl.int32)
-    by = tl.load(scales + 2 * place // BLOCK, mask=inside, other=0.0)
-    by = by / tl.load(row_scales + 2 * place // columns, mask=inside, other=1.0)
+def _unpack_e4m3(  # type: ignore[no-untyped-def]
+    packed, absmax, nested_absmax, nested_code, offset, code, row_scales, target, rows,
+    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, NESTED: tl.constexpr, TURNED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    # One block of weights of each of TILE rows: what the weights of a block share is worked out once.
+    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    inside = row < rows
+    block = row.to(tl.int64) * (COLUMNS // BLOCK) + tl.program_id(1)
+    nested = tl.load(nested_code + tl.load(absmax + block, mask=inside, other=0).to(tl.int32))
+    by = nested * tl.load(nested_absmax + block // NESTED, mask=inside, other=0.0) + tl.load(offset)
+    by = (by / tl.load(row_scales + row, mask=inside, other=1.0))[:, None]
+    half = tl.arange(0, BLOCK // 2)
+    byte = tl.load(packed + (block * (BLOCK // 2))[:, None] + half[None, :], mask=inside[:, None], other=0).to(tl.int32)
     first, second = tl.load(code + (byte >> 4)) * by, tl.load(code + (byte & 15)) * by
-    both = tl.join(first, second).to(tl.float8e4nv)
-    out = 2 * place[:, None] + tl.arange(0, 2)[None, :]
-    tl.store(target + out, both, mask=inside[:, None])
+    tile = tl.reshape(tl.join(first, second).to(tl.float8e4nv), (TILE, BLOCK))
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if TURNED:
+        tl.store(target + column[:, None].to(tl.int64) * rows + row[None, :], tl.trans(tile), mask=inside[None, :])
+    else:
+        tl.store(target + row[:, None].to(tl.int64) * COLUMNS + column[None, :], tile, mask=inside[:, None])
 
 
-def unpack_e4m3(packed: Tensor, scales: Tensor, code: Tensor, row_scales: Tensor, columns: int) -> Tensor:
-    """(out * in / 2, 1) bytes of 4-bit weights -> (out, in) e4m3 numbers that `row_scales` (out, 1) turn into the weights.
+def unpack_e4m3(stored: Sequence[Tensor], columns: int, block: int, nested_block: int, turned: bool) -> Tensor:
+    """What `Nf4Fp8Linear` stores -> (out, in) e4m3 numbers that its row scales turn into the weights; turned: (in, out).
 
-    scales (out * in / 64,): of blocks of 64 weights; code (16,): the values of 4 bits; columns: in, an even number.
+    columns: in, a multiple of `block`, the weights that share a scale; nested_block: the scales that share one.
     """
-    count, block, span = packed.numel(), 2 * packed.numel() // scales.numel(), 1024
-    out = torch.empty(2 * count // columns, columns, dtype=torch.float8_e4m3fn, device=packed.device)
+    packed, absmax, nested_absmax, nested_code, offset, code, row_scales = stored
+    rows = 2 * packed.numel() // columns
+    sides = (columns, rows) if turned else (rows, columns)
+    out = torch.empty(sides, dtype=torch.float8_e4m3fn, device=packed.device)
     with torch.cuda.device(packed.device):
-        _unpack_e4m3[(triton.cdiv(count, span),)](
-            packed, scales, code, row_scales, out, count, columns, BLOCK=block, SPAN=span, num_warps=8
-        )
+        _unpack_e4m3[(triton.cdiv(rows, TILE), columns // block)](
+            packed, absmax, nested_absmax, nested_code, offset, code, row_scales, out, rows,
+            COLUMNS=columns, BLOCK=block, NESTED=nested_block, TURNED=turned, TILE=TILE, num_warps=4,
+        )  # fmt: skip
     return out

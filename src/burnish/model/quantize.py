@@ -65,7 +65,7 @@ class Nf4Linear(FrozenLinear):
 
 
 class Nf4Fp8Linear(Nf4Linear):
-    """The same where the card multiplies 8 bits: unpacked to e4m3, whose error is a fraction of that of the 4 bits.
+    """The same where the card multiplies 8 bits and rows are whole blocks: unpacked to e4m3, which adds little to the error of 4 bits.
 
     scale (out, 1) float32, as `fp8` has it.
     """
@@ -90,7 +90,8 @@ class Nf4Fp8Linear(Nf4Linear):
     @staticmethod
     def backward_product(slope: Tensor, *stored: Tensor) -> Tensor:
         inner = 2 * stored[0].numel() // slope.shape[1]
-        return fp8.backward_product(slope, torch.ops.burnish.unpacked_e4m3(stored, inner, True), stored[-1])
+        turned = torch.ops.burnish.unpacked_e4m3(stored, inner, True)
+        return fp8.backward_product(slope, turned, stored[-1])
 
 
 def unpacked(stored: Sequence[Tensor], columns: int) -> Tensor:
@@ -125,19 +126,21 @@ def _(stored: Sequence[Tensor], columns: int, again: bool) -> Tensor:
 
 
 @torch.library.custom_op("burnish::unpacked_e4m3", mutates_args=())
-def _unpacked_e4m3(stored: Sequence[Tensor], columns: int, again: bool) -> Tensor:
+def _unpacked_e4m3(stored: Sequence[Tensor], columns: int, turned: bool) -> Tensor:
+    """(out, in), or (in, out) turned around, as the backward pass multiplies it."""
     *packed, scale = stored
-    if not scale.is_cuda:
-        return (unpacked(packed, columns).float() / scale).to(fp8.E4M3)
-    from burnish.model.kernels import unpack_e4m3
+    if scale.is_cuda:
+        from burnish.model.kernels import unpack_e4m3
 
-    weight, *scales, code = packed
-    return unpack_e4m3(weight, _scales(*scales), code, scale, columns)
+        return unpack_e4m3(stored, columns, BLOCK, SCALES_BLOCK, turned)
+    rounded = (unpacked(packed, columns).float() / scale).to(fp8.E4M3)
+    return rounded.T.contiguous() if turned else rounded
 
 
 @_unpacked_e4m3.register_fake
-def _(stored: Sequence[Tensor], columns: int, again: bool) -> Tensor:
-    return _like(stored, columns, fp8.E4M3)
+def _(stored: Sequence[Tensor], columns: int, turned: bool) -> Tensor:
+    like = _like(stored, columns, fp8.E4M3)
+    return like.new_empty(like.shape[::-1]) if turned else like
 
 
 def _like(stored: Sequence[Tensor], columns: int, dtype: torch.dtype) -> Tensor:
@@ -164,7 +167,7 @@ def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.dev
         raise RecipeError(found, where=f"train.precision ({kind})", hint=hint)
     for layer in suited:
         base: Any = layer.base_layer
-        layer.base_layer = _kind_of(kind, device or base.weight.device)(base.to(device))
+        layer.base_layer = _kind_of(kind, device or base.weight.device, base)(base.to(device))
     return len(suited)
 
 
@@ -189,7 +192,8 @@ def without_bitsandbytes(what: str, where: str, *, otherwise: str = "") -> Recip
     return RecipeError(f"{what} needs bitsandbytes, which is not installed", where=where, hint=hint)
 
 
-def _kind_of(kind: str, device: torch.device) -> Any:
+def _kind_of(kind: str, device: torch.device, base: nn.Linear) -> Any:
     if kind == "fp8":
         return fp8.Fp8Linear
-    return Nf4Fp8Linear if fp8.multiplies(device) else Nf4Linear
+    # A block that goes on into the next row has no one scale in 8 bits.
+    return Nf4Fp8Linear if fp8.multiplies(device) and base.in_features % BLOCK == 0 else Nf4Linear
