@@ -81,9 +81,9 @@ def recomputing(arm: Arm, what: str) -> Arm:
     return replace(arm, name=f"{arm.name}-{what}", title=title, settings=arm.settings | {"recompute": what})
 
 
-def halved(arm: Arm) -> Arm:
-    title, settings = f"{arm.title}, 4096 tokens at once", arm.settings | {"micro_tokens": 4096}
-    return replace(arm, name=f"{arm.name}-4096", title=title, settings=settings)
+def at_once(arm: Arm, tokens: int) -> Arm:
+    title, settings = f"{arm.title}, {tokens} tokens at once", arm.settings | {"micro_tokens": tokens}
+    return replace(arm, name=f"{arm.name}-{tokens}", title=title, settings=settings)
 
 
 def graphed(arm: Arm) -> Arm:
@@ -149,16 +149,16 @@ ARMS: dict[str, list[Arm]] = {
     "8b-nf4": [
         NF4,
         recomputing(NF4, "mlp"),
-        halved(recomputing(NF4, "elementwise")),
+        at_once(recomputing(NF4, "elementwise"), 4096),
         recomputing(NF4, "all"),
         replace(unsloth(4, four_bit=True), title="Unsloth, 4-bit base, no checkpointing"),
         replace(UNSLOTH_DEFAULTS, settings=UNSLOTH_DEFAULTS.settings | {"four_bit": True}),
         trl(4, four_bit=True),
     ],
     "8b-packs": [
-        FP8,
-        BF16,
-        unsloth(0),
+        at_once(FP8, 8192),
+        at_once(BF16, 8192),
+        unsloth(2),
         UNSLOTH_DEFAULTS,
         trl(2),
         FLEX,

@@ -79,7 +79,9 @@ def make_feed(work: Work, steps: list[list[Document]], settings: dict[str, Any])
         task="sft",
         batch_size=work.documents,
         epochs=1,
-        row_tokens=settings["row_tokens"] or max(len(document.ids) for step in steps for document in step),
+        # Where attention goes by edges, all documents of a micro-batch are one row, as `burnish run` has it.
+        row_tokens=settings["row_tokens"]
+        or (None if on_card() else max(len(one.ids) for step in steps for one in step)),
         micro_tokens=settings["micro_tokens"],
         seed=0,
     )

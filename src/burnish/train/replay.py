@@ -21,7 +21,8 @@ from burnish.model.recorded import Recording, Unrecordable
 Stats = dict[str, tuple[Tensor, Tensor]]
 Passes = Callable[[Objective, Batch, Tensor], tuple[Tensor, Stats]]
 MOST = 96  # shapes that are recorded; each keeps its inputs, all share the memory of their activations
-PLACES = 64  # lists of places are padded to multiples of it, so that few shapes are met
+# Lists of trained places and of edges are padded to multiples of these, so that few shapes are met.
+PLACES, EDGES = 256, 64
 
 
 def forward_backward(net: Net, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Tensor, Stats]:
@@ -102,7 +103,7 @@ def padded(batch: Batch) -> Batch:
     return replace(
         batch,
         trained=torch.cat([trained, trained.new_full((-len(trained) % PLACES,), batch.ids.numel())]),
-        edges=torch.cat([edges, edges[-1:].expand(-len(edges) % PLACES)]),
+        edges=torch.cat([edges, edges[-1:].expand(-len(edges) % EDGES)]),
     )
 
 
