@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from work import Work
 
-# burnish. micro_tokens: tokens in a micro-batch. row_tokens: length of a packed row; None: that of the longest document.
+# burnish. micro_tokens: tokens in a micro-batch. row_tokens: length of a packed row; None: one row for all on a GPU.
 OURS: dict[str, Any] = {
     "precision": "bf16",
     "recompute": "none",
@@ -166,7 +166,7 @@ ARMS: dict[str, list[Arm]] = {
         replace(TRL_DEFAULTS, settings=TRL_DEFAULTS.settings | {"micro": 4}),
     ],
     "1b-dense": [FP8, BF16, graphed(FP8), graphed(BF16), EAGER, unsloth(8), UNSLOTH_DEFAULTS, trl(8), TRL_DEFAULTS],
-    "1b-packs": [FP8, BF16, graphed(FP8), graphed(BF16), unsloth(0), UNSLOTH_DEFAULTS, trl(8), FLEX, *FLASH],
+    "1b-packs": [FP8, BF16, graphed(FP8), graphed(BF16), unsloth(4), UNSLOTH_DEFAULTS, trl(8), FLEX, *FLASH],
     "135m-rows": [BF16, graphed(BF16), EAGER, unsloth(0), UNSLOTH_DEFAULTS, trl(0), FLEX, TRL_DEFAULTS],
     "1b-full": [
         ours("full", "bf16 products, float32 weights"),

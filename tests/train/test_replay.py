@@ -21,7 +21,7 @@ from burnish.recipe import Adapter, Freeze
 from burnish.train import replay
 from burnish.train.loop import backward, fit
 from burnish.train.optim import Optim
-from burnish.train.replay import PLACES, Replayed, forward_backward, padded
+from burnish.train.replay import EDGES, PLACES, Replayed, forward_backward, padded
 
 SFT = make_objective("sft")
 LENGTHS = [(30, 20, 9), (12, 40, 12), (60, 2, 2)]  # of the same shape once their lists are padded
@@ -151,7 +151,7 @@ def test_lists_of_places_are_padded_to_few_lengths():
     for lengths in [*LENGTHS, OTHER, (64,) * 70]:
         batch = batch_of(lengths)
         filled = padded(batch)
-        assert len(filled.trained) % PLACES == len(filled.edges) % PLACES == 0
+        assert len(filled.trained) % PLACES == len(filled.edges) % EDGES == 0
         assert torch.equal(filled.trained[: len(batch.trained)], batch.trained)
         assert torch.equal(filled.edges[: len(batch.edges)], batch.edges)
         assert 0 <= len(filled.trained) - len(batch.trained) < PLACES
