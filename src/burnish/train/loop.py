@@ -158,6 +158,7 @@ def accumulate(net: Net, tasks: Tasks, micro: Sequence[Batch], optim: Optim, pas
             scaled, stats = passes(objective, batch, weight / counts[batch.task].clamp_min(1e-12))
         total += scaled
         for name, pair in stats.items():
+            name = name if len(tasks) == 1 else f"{batch.task}/{name}"
             sums[name] = sums.get(name, 0) + torch.stack([value.double() for value in pair]).to(net.device)
     norm = optim.gradient_norm().double().to(net.device)
     return Sums(torch.cat([total[None], norm[None], *sums.values()]), list(sums))
