@@ -14,24 +14,28 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from burnish.core import Group
+from burnish.core import Group, Objective
+from burnish.data.dedup import Match
 from burnish.data.feed import Feed
 from burnish.data.ledger import Ledger
-from burnish.data.prepare import prepare
 from burnish.data.render import render_rows
 from burnish.data.split import Guarded
+from burnish.data.together import SPLITS, named, prepare_tasks
+from burnish.data.together import joined as joined_rows
 from burnish.errors import DataGuardError, RecipeError, RowError, TrainingError
+from burnish.evaluate.joint import compare_all, together
 from burnish.evaluate.report import write_html
-from burnish.evaluate.runner import Exam, Sitting, check_answerable, compare
+from burnish.evaluate.runner import Exam, Sitting, check_answerable
 from burnish.evaluate.verdict import judge
 from burnish.folder import Run, cut_back, files_key, key_of, now, write_text
 from burnish.guards import Evidence, check_all
+from burnish.joint import joined, starts_of, tasks_of
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
 from burnish.model.load import find_model, load_config, load_tokenizer
 from burnish.model.net import Net
@@ -116,71 +120,87 @@ def plan_recipe(recipe: Recipe) -> Plan:
 def choose(run: Run, recipe: Recipe) -> Chosen:
     """1: the model, its tokenizer, the objective and the files of examples."""
     with run.step("choose") as record:
-        objective = make_objective(recipe.objective)
-        if "score" in objective.needs and recipe.task.kind != "classify":
-            raise RecipeError(
-                f"the objective {recipe.objective} learns labels, and the task is to {recipe.task.kind}",
-                where="task.kind",
-                expected="classify",
-                hint="--set task.kind=classify   or --set objective=sft",
-            )
+        objectives, files = {}, list[str]()
+        for name, one in recipe.each.items():
+            with named(recipe, name):
+                objectives[name] = objective_of(one)
+                files += files_of(one)
         source = find_model(recipe.model)
         config = load_config(source, trust_remote_code=recipe.trust_remote_code)
         tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
-        files = [
-            name
-            for split in ("train", "validation", "test")
-            if isinstance(names := getattr(recipe.data, split), list)
-            for name in names
-        ]
-        schema = recipe.task.json_schema
-        scorer_for(recipe.task.kind, recipe.task.metric, schema=read_schema(schema), labels=recipe.task.labels)
-        files += [schema] if isinstance(schema, str) else []
         parts = [(one.name, one.stat()) for one in sorted(Path(source).glob("*"))]
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
         key = key_of(source, made_of, config.to_dict(), files_key(files), importlib.metadata.version("burnish"))
         write_text(run.folder / "recipe.yaml", recipe.dump())
-        if not recipe.task.goal:
+        if not recipe.goal:
             run.progress.say(
                 "! the recipe has no task.goal: one sentence that says what the model is for helps the model and the reader"
             )
-        record["summary"] = (
-            f"{recipe.model} for {recipe.task.kind}, {recipe.objective}, on {', '.join(Path(name).name for name in files)}"
+        each = recipe.each.values()
+        what = " and ".join(dict.fromkeys(f"{one.task.kind}, {one.objective}" for one in each))
+        record["summary"] = f"{recipe.model} for {what}, on {', '.join(Path(name).name for name in files)}"
+        mixed = objectives if recipe.tasks else {}
+        return Chosen(source, config, tokenizer, next(iter(objectives.values())), key, mixed)
+
+
+def objective_of(recipe: Recipe) -> Objective:
+    """What a task's recipe wants to be learnt. Raises RecipeError where the task cannot learn so."""
+    objective = make_objective(recipe.objective)
+    if "score" in objective.needs and recipe.task.kind != "classify":
+        raise RecipeError(
+            f"the objective {recipe.objective} learns labels, and the task is to {recipe.task.kind}",
+            where="task.kind",
+            expected="classify",
+            hint="--set task.kind=classify   or --set objective=sft",
         )
-        return Chosen(source, config, tokenizer, objective, key)
+    return objective
+
+
+def files_of(recipe: Recipe) -> list[str]:
+    """The files of a task's recipe. Raises RecipeError where its metric or its schema is none."""
+    splits = [getattr(recipe.data, split) for split in ("train", "validation", "test")]
+    schema = recipe.task.json_schema
+    scorer_for(recipe.task.kind, recipe.task.metric, schema=read_schema(schema), labels=recipe.task.labels)
+    return [name for names in splits if isinstance(names, list) for name in names] + (
+        [schema] if isinstance(schema, str) else []
+    )
 
 
 def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
     """2: rows that are whole, clean and told apart into splits that share nothing."""
     with run.step("clean") as record:
-        key = key_of(
-            chosen.key, recipe.data.model_dump(), recipe.guards.leakage.action, recipe.task.kind, recipe.train.seed
-        )
+        wanted = {name: (one.data.model_dump(), one.task.kind) for name, one in recipe.each.items()}
+        key = key_of(chosen.key, wanted, recipe.guards.leakage.action, recipe.train.seed)
         ledger_file = run.folder / "ledger.jsonl"
         kept = run.kept("clean", key)
         if kept is None:
             with Ledger(ledger_file) as ledger:
                 control = [one.content for one in chosen.tokenizer.added_tokens_decoder.values() if one.special]
                 try:
-                    prepared = prepare(recipe, ledger, special_tokens=control, kinds=chosen.objective.rows)
+                    kinds = {name: objective.rows for name, objective in chosen.objectives.items()}
+                    prepared = prepare_tasks(recipe, ledger, special_tokens=control, kinds=kinds)
                 except DataGuardError as error:
                     run.learn(rows=error.rows, matches=error.matches)
                     raise
             guarded = prepared.guarded
             run.forget("clean")  # rows that a kill leaves half written belong to no recipe
-            for split in ("train", "validation", "test"):
-                run.write_rows(split, getattr(guarded, split))
+            for name, part in guarded.tasks.items():
+                for split in SPLITS:
+                    run.write_rows(place_of(name, split), getattr(part, split))
             matches = [match.as_json() for match in guarded.matches]
             found = {**counted(prepared.read, ledger), "matches": matches, "ledger_bytes": ledger_file.stat().st_size}
             kept = run.keep("clean", key, found)
         else:
             record["status"] = "reused"
             cut_back(ledger_file, kept["ledger_bytes"])  # tokenizing enters its rows anew
-            guarded = Guarded.restored(
-                {split: run.read_rows(split) for split in ("train", "validation", "test")}, kept["matches"]
-            )
-        rows = {split: len(getattr(guarded, split)) for split in ("train", "validation", "test")}
-        labels = Counter(row.answer_text() for row in guarded.train) if recipe.task.kind == "classify" else Counter()
+            guarded = restored(run, recipe, kept["matches"])
+        rows = {split: len(getattr(guarded, split)) for split in SPLITS}
+        naming = [name for name, one in recipe.each.items() if one.task.kind == "classify"]
+        labels = Counter(
+            f"{name}: {row.answer_text()}" if len(naming) > 1 else row.answer_text()
+            for name in naming
+            for row in guarded.tasks[name].train
+        )
         run.parts["data"] = {**kept["data"], **rows, **({"labels": dict(labels.most_common())} if labels else {})}
         run.learn(
             rows=rows,
@@ -198,31 +218,46 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
         return guarded
 
 
+def place_of(task: str, split: str) -> str:
+    """Under which name the rows of a task are kept."""
+    return split if task == TASK else f"{task}/{split}"
+
+
+def restored(run: Run, recipe: Recipe, matches: list[dict[str, Any]]) -> Guarded:
+    """The guarded rows that an earlier run kept."""
+    parts = {
+        name: Guarded.restored({split: run.read_rows(place_of(name, split)) for split in SPLITS}, [])
+        for name in recipe.each
+    }
+    whole = joined_rows(parts) if recipe.tasks else next(iter(parts.values()))
+    return replace(whole, matches=[Match.restored(match) for match in matches])
+
+
 def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Tokenized:
     """3: ids and weights through the model's own chat template."""
     with run.step("tokenize") as record:
-        chat = chat_of(recipe, chosen, guarded)
+        parts: dict[str, Tokenized] = {}
         with Ledger(run.folder / "ledger.jsonl", append=True) as ledger:
-            train, validation, test = (
-                render_rows(getattr(guarded, split), chat, ledger) for split in ("train", "validation", "test")
-            )
-        if not train.groups:
-            raise RowError(
-                "no token of any row is trained", where="data.train", hint="burnish data check FILE   shows the mask"
-            )
+            for name, one in recipe.each.items():
+                with named(recipe, name):
+                    parts[name] = tokenized_rows(one, chosen.of(name), guarded.tasks[name], ledger)
+        tokenized = joined(parts)
+        chat, train, validation, test = tokenized.chat, tokenized.train, tokenized.validation, tokenized.test
         counts = {
             "trained": train.trained,
             "all": train.tokens,
             "truncated": train.truncated,
             "sequences": train.sequences,
             "ended": train.ended,
-            "labelled": train.sequences if chat.labels else 0,
+            "labelled": sum(part.train.sequences for part in parts.values() if part.chat.labels),
         }
         lost = ledger.by_reason("dropped")
         rows = {"train": len(train.rows), "validation": len(validation.rows), "test": len(test.rows)}
         run.learn(tokens=counts, rows=rows, dropped={**run.evidence.dropped, **lost})
         run.parts["data"] |= rows | {"dropped": {**run.parts["data"]["dropped"], **lost}}
-        run.parts["task"] = {"kind": recipe.task.kind, "system": chat.system, "max_length": chat.max_length}
+        kinds = {one.task.kind for one in recipe.each.values()}
+        kind = kinds.pop() if len(kinds) == 1 else "several"
+        run.parts["task"] = {"kind": kind, "system": chat.system, "max_length": chat.max_length}
         lengths = histogram(train.lengths)
         run.parts["data"] |= {
             "tokens": train.tokens,
@@ -233,7 +268,17 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
         share = train.trained / train.tokens
         learnt = f"{len(chat.labels)} labels" if chat.labels else f"{train.trained:,} of them trained ({share:.0%})"
         record["summary"] = f"{train.tokens:,} tokens, {learnt}, {train.truncated} sequences cut"
-        return Tokenized(chat, train, validation, test)
+        return tokenized
+
+
+def tokenized_rows(recipe: Recipe, chosen: Chosen, guarded: Guarded, ledger: Ledger) -> Tokenized:
+    """The rows of one task as ids. Raises RowError where none of them teaches anything."""
+    chat = chat_of(recipe, chosen, guarded)
+    train, validation, test = (render_rows(getattr(guarded, split), chat, ledger) for split in SPLITS)
+    if not train.groups:
+        hint = "burnish data check FILE   shows the mask"
+        raise RowError("no token of any row is trained", where="data.train", hint=hint)
+    return Tokenized(chat, train, validation, test)
 
 
 def learnt(recipe: Recipe) -> dict[str, Any]:
@@ -262,10 +307,11 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
         if kept is None:
             feed = make_feed(recipe, tokenized, settings)
             ladder = make_ladder(run, recipe, net, settings, feed)
-            tasks, longest = {TASK: (chosen.objective, 1.0)}, feed.hardest()
+            tasks, longest = tasks_of(recipe, chosen, tokenized), feed.hardest()
             check_streams(tasks, longest)
-            rate, groups = settings.learning_rate, tokenized.train.groups
-            seen = smoke(net, tasks, TASK, groups, tokenized.chat, longest, rate, try_adapter, ladder)
+            groups = {name: part.train.groups for name, part in tokenized.tasks.items()}
+            chats = {name: part.chat for name, part in tokenized.tasks.items()}
+            seen = smoke(net, tasks, groups, chats, longest, settings.learning_rate, try_adapter, ladder)
             settings = ladder.settings
             found = {"summary": seen.summary, "settings": asdict(settings), "ladder": ladder.taken}
             kept = run.keep("smoke", key, asdict(seen) | found | {"rounding": net.rounding})
@@ -279,7 +325,8 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             "parameters": parameter_count(net.model),
             "trained_parameters": sum(p.numel() for p in trained_parameters(net.model).values()),
             "trained": trained_groups(net.model),
-            "head": asdict(head) if head else None,
+            "head": asdict(head) if head and not head.beside else None,
+            **({"head_beside": asdict(head)} if head and head.beside else {}),
         }
         record["summary"] = kept["summary"]
         if rounding := kept.get("rounding"):
@@ -293,7 +340,8 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
 
 def rows_to_round_on(chosen: Chosen, tokenized: Tokenized, count: int = 32) -> list[Group]:
     """Some rows to see on what the loss becomes when the base loses digits; none where no token is predicted."""
-    return tokenized.train.groups[:count] if "logp" in chosen.objective.needs else []
+    writing = [tokenized.tasks[name] for name, one in chosen.objectives.items() if "logp" in one.needs]
+    return writing[0].train.groups[:count] if writing else []
 
 
 def make_ladder(
@@ -322,20 +370,29 @@ def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, setti
 def define_metric(run: Run, recipe: Recipe, tokenized: Tokenized, guarded: Guarded) -> dict[str, Exam]:
     """6: what a good answer is, as an exam over the validation rows, one over the locked test rows, and the base model's own."""
     with run.step("metric") as record:
-        task = recipe.task
-        answered = check_answerable([*tokenized.validation.rows, *tokenized.test.rows])
-        labels = labels_of(recipe, guarded)
-        scorer = (
-            scorer_for(task.kind, task.metric, schema=read_schema(task.json_schema), labels=labels)
-            if answered
-            else None
-        )
-        exams = make_exams(recipe, tokenized, scorer)
+        starts = starts_of(tokenized)
+        apart = {
+            name: exams_of(one, tokenized.tasks[name], guarded.tasks[name], starts[name])
+            for name, one in recipe.each.items()
+        }
+        exams = {
+            split: together({name: own[split] for name, own in apart.items()})
+            for split in ("validation", "test", "base")
+        }
         metric = exams["test"].metric
         run.parts["task"] |= {"metric": metric}
         sizes = f"{len(exams['validation'].items)} questions to validate with, {len(exams['test'].items)} locked"
         record["summary"] = f"{metric}; {sizes}; {exams['test'].manner}"
         return exams
+
+
+def exams_of(recipe: Recipe, tokenized: Tokenized, guarded: Guarded, start: int) -> dict[str, Exam]:
+    """The exams of one task."""
+    task, labels = recipe.task, labels_of(recipe, guarded)
+    answered = check_answerable([*tokenized.validation.rows, *tokenized.test.rows])
+    schema = read_schema(task.json_schema)
+    scorer = scorer_for(task.kind, task.metric, schema=schema, labels=labels) if answered else None
+    return make_exams(recipe, tokenized, scorer, start)
 
 
 def train(
@@ -359,7 +416,7 @@ def train(
             ladder.taken += tried.taken
             session = Session(
                 net=net,
-                tasks={TASK: (chosen.objective, 1.0)},
+                tasks=tasks_of(recipe, chosen, tokenized),
                 feed=feed,
                 optim=optim,
                 exam=exams["validation"].first(recipe.train.validation_items),
@@ -406,15 +463,14 @@ def evaluate(
         if not exam.items:
             record["summary"] = "there are no test rows, so nothing is proven"
             return
-        key = key_of(
-            trained.key, trained.report["best_step"], run.evidence.test_hash, recipe.task.model_dump(mode="json")
-        )
+        tasks = [one.task.model_dump(mode="json") for one in recipe.each.values()]
+        key = key_of(trained.key, trained.report["best_step"], run.evidence.test_hash, tasks)
         kept = run.kept("evaluate", key)
         if kept is None:
             tuned = sit(run, exam, trained.net, tokenized, "tuned")
             with base_of(recipe, chosen, trained.net) as base_net:
                 base = sit(run, exams["base"], base_net, tokenized, "base")
-            kept = run.keep("evaluate", key, compare(exam, base, tuned, seed=recipe.train.seed))
+            kept = run.keep("evaluate", key, compare_all(exam, base, tuned, seed=recipe.train.seed))
         else:
             record["status"] = "reused"
         run.parts["evaluation"] = kept
@@ -433,8 +489,8 @@ def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, train
         key = key_of(trained.key, trained.report["best_step"], wanted)
         kept = run.kept("deploy", key)
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):
-            groups = (tokenized.test.groups or tokenized.train.groups)[:PARITY_ITEMS]
-            fixed = [group[0].ids for group in groups]
+            parts = tokenized.tasks.values()
+            fixed = [group[0].ids for one in parts for group in (one.test.groups or one.train.groups)[:PARITY_ITEMS]]
             for name in {"adapter", "merged"} - set(wanted):  # what another recipe left there is not this model
                 shutil.rmtree(run.folder / name, ignore_errors=True)
             parity = export(trained.net.model, tokenized.chat, chosen.source, run.folder, wanted, fixed)
@@ -462,7 +518,7 @@ def finish(run: Run, recipe: Recipe) -> dict[str, Any]:
         "name": run.name,
         "folder": str(run.folder),
         "created": now(),
-        "goal": recipe.task.goal,
+        "goal": recipe.goal,
         "verdict": verdict,
         "reasons": reasons,
         "recipe": recipe.dump(),

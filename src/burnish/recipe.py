@@ -373,7 +373,9 @@ def check_tasks(values: Mapping[str, Any], where: str) -> None:
 def _found(folder: Path, one: Recipe | OneTask) -> dict[str, Any]:
     """The sections of a task that name files, with their paths."""
     data, schema = one.data, one.task.json_schema
-    splits = {split: files for split in ("train", "validation", "test") if isinstance(files := getattr(data, split), list)}
+    splits = {
+        split: files for split in ("train", "validation", "test") if isinstance(files := getattr(data, split), list)
+    }
     found = {split: [_beside(folder, name) for name in files] for split, files in splits.items()}
     schema = _beside(folder, schema) if isinstance(schema, str) else schema
     return {"data": data.model_copy(update=found), "task": one.task.model_copy(update={"json_schema": schema})}

@@ -60,7 +60,9 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
         _check_targets(model, adapter.targets)
     head = head_of(model)
     beside = head is not None and head.beside
-    excluded = [frozen_part for frozen_part in (_pattern_of(frozen, frozen_modules), "score" if beside else None) if frozen_part]
+    excluded = [
+        frozen_part for frozen_part in (_pattern_of(frozen, frozen_modules), "score" if beside else None) if frozen_part
+    ]
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]
