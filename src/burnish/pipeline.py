@@ -24,6 +24,7 @@ from burnish.core import Group, Objective
 from burnish.data.dedup import Match
 from burnish.data.feed import Feed
 from burnish.data.ledger import Ledger
+from burnish.data.mixture import Mixture
 from burnish.data.render import render_rows
 from burnish.data.split import Guarded
 from burnish.data.together import SPLITS, named, prepare_tasks
@@ -35,7 +36,7 @@ from burnish.evaluate.runner import Exam, Sitting, check_answerable
 from burnish.evaluate.verdict import judge
 from burnish.folder import Run, cut_back, files_key, key_of, now, write_text
 from burnish.guards import Evidence, check_all
-from burnish.joint import joined, starts_of, tasks_of
+from burnish.joint import described, joined, starts_of, tasks_of
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
 from burnish.model.load import find_model, load_config, load_tokenizer
 from burnish.model.net import Net
@@ -356,6 +357,9 @@ def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, setti
     with run.step("set up") as record:
         plan = plan_of(recipe, chosen, tokenized, settings)
         run.learn(plan=plan.as_json())
+        feed = make_feed(recipe, tokenized, settings)
+        if isinstance(feed, Mixture):
+            run.parts["tasks"] = described(recipe, tokenized, feed.seen())
         if not plan.fits:
             run.progress.say(
                 f"! {gib(plan.memory['total'])} are predicted and {gib(plan.memory_available)} are free; what would fit: {plan.would_fit}"
