@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from burnish.core import Atom, Batch, Loss, Objective, Outputs
+from burnish.core import Batch, Loss, Objective, Outputs
 from burnish.data.mixture import shares_of
 from burnish.data.render import Chat
 from burnish.data.render import joined as joined_rows
@@ -18,29 +18,12 @@ if TYPE_CHECKING:
     from burnish.parts import Chosen, Tokenized
 
 
-@dataclass(frozen=True)
 class Sliced:
     """An objective on its own part of a head that scores the labels of several tasks, those numbered from `start` to before `stop`."""
 
-    inner: Objective
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> frozenset[str]:
-        return self.inner.rows
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.inner.needs
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return self.inner.reads
-
-    @property
-    def atom(self) -> Atom:
-        return self.inner.atom
+    def __init__(self, inner: Objective, start: int, stop: int) -> None:
+        self.inner, self.start, self.stop = inner, start, stop
+        self.rows, self.needs, self.reads, self.atom = inner.rows, inner.needs, inner.reads, inner.atom
 
     def count(self, batch: Batch) -> Tensor:
         return self.inner.count(batch)
@@ -81,7 +64,7 @@ def shares(recipe: Recipe, tokenized: Tokenized) -> dict[str, float]:
     """The share of each task in a step's groups and in its loss, 1 in all."""
     sizes = {name: len(part.train.groups) for name, part in tokenized.tasks.items()}
     return shares_of(
-        sizes, {name: one.weight for name, one in recipe.tasks.items()} or {name: 1.0 for name in sizes}, recipe.mixing
+        sizes, {name: one.weight for name, one in recipe.tasks.items()} or dict.fromkeys(sizes, 1.0), recipe.mixing
     )
 
 

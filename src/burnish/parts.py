@@ -40,7 +40,7 @@ TASK = MAIN  # the name of the one task; several tasks are several names in one 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Step 1. source: the model's folder or hub id. key: all that the model and the data files are. mixed: the objectives of several tasks."""
+    """Step 1. source: the model's folder or hub id. key: all that the model and the data files are. mixed: the objectives of several."""
 
     source: str
     config: Any

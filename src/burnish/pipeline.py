@@ -30,7 +30,7 @@ from burnish.data.split import Guarded
 from burnish.data.together import SPLITS, named, prepare_tasks
 from burnish.data.together import joined as joined_rows
 from burnish.errors import DataGuardError, RecipeError, RowError, TrainingError
-from burnish.evaluate.joint import compare_all, together
+from burnish.evaluate.tasks import alone_of, compare_all, held_against, together, without_scores
 from burnish.evaluate.report import write_html
 from burnish.evaluate.runner import Exam, Sitting, check_answerable
 from burnish.evaluate.verdict import judge
@@ -78,7 +78,14 @@ from burnish.train.trackers import open_trackers
 
 PARITY_ITEMS = 4
 # Keys of the recipe that change nothing of what is learnt: the try-out and the training are kept when they change.
-UNLEARNT: Any = {"train": {"save_every"}, "guards": True, "deploy": True, "log": True, "name": True}
+UNLEARNT: Any = {
+    "train": {"save_every"},
+    "guards": True,
+    "deploy": True,
+    "log": True,
+    "name": True,
+    "mixing": {"compare_alone"},
+}
 
 
 def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
             set_up(run, recipe, chosen, tokenized, tried.settings)
             exams = define_metric(run, recipe, tokenized, guarded)
             trained = train(run, recipe, chosen, tokenized, tried, exams, stop)
-            evaluate(run, recipe, chosen, tokenized, trained, exams)
+            evaluate(run, recipe, chosen, tokenized, trained, exams, stop)
             deploy(run, recipe, chosen, tokenized, trained)
     except torch.OutOfMemoryError as error:  # in training the ladder comes first, and where it ends says so itself
         failed = next((step["name"] for step in run.steps if step["status"] == "failed"), "settings")
@@ -459,7 +466,13 @@ def train(
 
 
 def evaluate(
-    run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained, exams: dict[str, Exam]
+    run: Run,
+    recipe: Recipe,
+    chosen: Chosen,
+    tokenized: Tokenized,
+    trained: Trained,
+    exams: dict[str, Exam],
+    stop: StopSignal,
 ) -> None:
     """8: base and tuned on the locked test rows, the same items and decoding, paired."""
     with run.step("evaluate") as record:
@@ -477,6 +490,9 @@ def evaluate(
             kept = run.keep("evaluate", key, compare_all(exam, base, tuned, seed=recipe.train.seed))
         else:
             record["status"] = "reused"
+        if recipe.tasks and recipe.mixing.compare_alone:
+            kept = kept | {"tasks": against_alone(run, recipe, chosen, tokenized, exams, kept["tasks"], key, stop)}
+        kept = without_scores(kept)
         run.parts["evaluation"] = kept
         run.learn(evaluation=kept)
         low, high = kept["ci95"]
@@ -484,6 +500,52 @@ def evaluate(
             f"{kept['metric']} {kept['base']:.3f} before, {kept['tuned']:.3f} after on {kept['n']} rows: {kept['delta']:+.3f} "
             f"(95% {low:+.3f} to {high:+.3f})"
         )
+
+
+def against_alone(
+    run: Run,
+    recipe: Recipe,
+    chosen: Chosen,
+    tokenized: Tokenized,
+    exams: dict[str, Exam],
+    figures: dict[str, Any],
+    key: str,
+    stop: StopSignal,
+) -> dict[str, Any]:
+    """The figures of each task beside those of a model tuned on it alone: the same rows, as often as they came in the mix.
+
+    Such a model is trained in a folder of its own, `alone/TASK`, and goes on there where it stopped.
+    """
+    feed, found = make_feed(recipe, tokenized, decide(run, recipe, chosen, tokenized)), {}
+    assert isinstance(feed, Mixture)
+    for name, one in recipe.each.items():
+        if name not in figures:  # it has no test rows
+            continue
+        rows, part = feed.seen()[name], tokenized.tasks[name]
+        kept = run.kept(f"alone-{name}", key)
+        if kept is None:
+            budget = {"epochs": rows / len(part.train.groups), "max_steps": None}
+            one = one.model_copy(update={"train": recipe.train.model_copy(update=budget)})
+            sub = Run(run.folder / "alone" / name, run.progress, Evidence(one), f"{run.name}-{name}")
+            run.progress.say(f"  {name} alone, on {rows} rows, to see whether the other tasks help it or hurt it")
+            own = {split: alone_of(exam, name) for split, exam in exams.items()}
+            sitting = sit_alone(sub, one, chosen.of(name), part, own, stop)
+            scores = [score[own["test"].item_metric] for score in sitting.scores]
+            clusters = [item.cluster for item in own["test"].items]
+            told = held_against(figures[name]["scores"], scores, clusters, recipe.train.seed)
+            kept = run.keep(f"alone-{name}", key, told | {"rows": rows, "folder": f"alone/{name}"})
+        found[name] = figures[name] | {"against_alone": kept}
+    return found
+
+
+def sit_alone(
+    run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, exams: dict[str, Exam], stop: StopSignal
+) -> Sitting:
+    """Train a model on one of the tasks alone, and let it sit that task's test."""
+    settings = decide(run, recipe, chosen, tokenized)
+    tried = try_out(run, recipe, chosen, tokenized, settings)
+    trained = train(run, recipe, chosen, tokenized, tried, exams, stop)
+    return sit(run, exams["test"], trained.net, tokenized, "single-task")
 
 
 def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained) -> None:

@@ -1,7 +1,8 @@
 """The recipe: one YAML file that says what to train, on what, and what to make of it.
 
-Every key has a default but `data.train`, which each of several `tasks` brings for itself. Unknown keys fail and name the nearest one; `--set a.b=c` overrides any key. Where a key
-means the same as one of Hugging Face's `TrainingArguments` or PEFT's `LoraConfig`, their name is accepted too.
+Every key has a default but `data.train`, which each of several `tasks` brings for itself. Unknown keys fail and name the nearest one;
+`--set a.b=c` overrides any key. Where a key means the same as one of Hugging Face's `TrainingArguments` or PEFT's `LoraConfig`, their
+name is accepted too.
 """
 
 from __future__ import annotations

@@ -52,7 +52,11 @@ class Guarded:
     def restored(splits: Mapping[str, list[Row]], matches: Sequence[Mapping[str, Any]]) -> Guarded:
         """What `guard` returned in an earlier run of the same recipe on the same files."""
         return Guarded(
-            **splits, matches=[Match.restored(match) for match in matches], test_hash=hash_rows(splits["test"])
+            splits["train"],
+            splits["validation"],
+            splits["test"],
+            [Match.restored(match) for match in matches],
+            hash_rows(splits["test"]),
         )
 
 

@@ -130,8 +130,8 @@ def stratified_difference(
 ) -> Comparison:
     """The mean over K strata of the gain of tuned over base, each stratum weighing the same whatever its size.
 
-    strata: (base, tuned, clusters) of each, as in `paired_difference`, whose bootstrap draws clusters within one stratum. The bounds of the K
-    independent intervals lie so far from their gains; these distances add up by their squares, each on its own side (Zou, Huang and Zhang
+    strata: (base, tuned, clusters) of each, as in `paired_difference`, whose bootstrap draws clusters within one stratum. How far the
+    bounds of the K independent intervals lie from their gains adds up by squares, each side for itself (Zou, Huang and Zhang
     2009, "A note on confidence interval estimation for a linear function of binomial proportions"). The p-value is that of a normal
     distribution with the standard error of the mean. Raises ValueError as `paired_difference` does, and without any stratum.
     """

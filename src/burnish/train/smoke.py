@@ -57,8 +57,9 @@ def smoke(
 ) -> SmokeReport:
     """Try every part of the run once; the weights are as they were when it returns.
 
-    groups, chats: of each task, by its name. longest: the micro-batches of a step of the longest rows. rate: the run's learning rate. export: saves the trained part into a
-    folder and reads it back. ladder: what to give up where the longest do not fit. Raises SmokeError naming the part that failed.
+    groups, chats: of each task, by its name. longest: the micro-batches of a step of the longest rows. rate: the run's learning rate.
+    export: saves the trained part into a folder and reads it back. ladder: what to give up where the longest do not fit. Raises
+    SmokeError naming the part that failed.
     """
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained_parameters(net).items()}
     random = random_state()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from burnish.evaluate.runner import SHOWN, Exam, Sitting, compare
+from burnish.evaluate.scored import ScoredExam
 from burnish.evaluate.stats import paired_difference, stratified_difference
 from burnish.model.net import Net
 from burnish.model.sample import Sampler
@@ -160,7 +161,7 @@ def some(examples: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]
     return [*examples[: count - worst], *examples[-worst:]]
 
 
-def against_alone(mixed: Sequence[float], alone: Sequence[float], clusters: Sequence[str], seed: int) -> dict[str, Any]:
+def held_against(mixed: Sequence[float], alone: Sequence[float], clusters: Sequence[str], seed: int) -> dict[str, Any]:
     """What the other tasks do to one: its items' scores by the mixed model and by the model of this task alone, paired.
 
     "hurts" and "helps" where the whole 95% interval lies on that side of zero.
@@ -176,3 +177,20 @@ def against_alone(mixed: Sequence[float], alone: Sequence[float], clusters: Sequ
         "p_value": found.p_value,
         "said": said,
     }
+
+
+def alone_of(exam: Exam, task: str) -> Exam:
+    """The exam of one task for a model of it alone, whose head has no other labels."""
+    if not isinstance(exam, JointExam):
+        return exam
+    own = exam.parts.get(task) or replace(exam, items=[], parts={})
+    return replace(own, start=0) if isinstance(own, ScoredExam) else own
+
+
+def without_scores(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation as the report has it: what is kept for pairing is left out."""
+    tasks = {
+        name: {key: value for key, value in one.items() if key != "scores"}
+        for name, one in evaluation.get("tasks", {}).items()
+    }
+    return {**evaluation, **({"tasks": tasks} if tasks else {})}
