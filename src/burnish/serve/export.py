@@ -79,7 +79,7 @@ def write_adapter(model: Any, tokenizer: Any, folder: Path) -> Path:
         if head := head_of(model):
             _write_labels(head, fresh)
             if head.beside:
-                _set_head_apart(fresh)
+                _set_head_apart(model, fresh)
     return folder
 
 
@@ -88,15 +88,20 @@ def _write_labels(head: Head, folder: Path) -> None:
     (folder / "head.json").write_text(text, encoding="utf-8")
 
 
-def _set_head_apart(folder: Path) -> None:
+def _write_head(model: Any, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"score.weight": model.score.weight.detach().float().cpu().contiguous()}, folder / HEAD_FILE)
+
+
+def _set_head_apart(model: Any, folder: Path) -> None:
     """Take a head that stands beside the vocabulary's out of PEFT's files: no model that PEFT puts them on has a place for it."""
     from safetensors.torch import load_file, save_file
 
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    found = load_file(weights)
-    [name] = [name for name in found if name.endswith("score.weight")]
-    save_file({"score.weight": found.pop(name)}, folder / HEAD_FILE)
+    found = {name: value for name, value in load_file(weights).items() if not name.endswith("score.weight")}
     save_file(found, weights, metadata={"format": "pt"})
+    _write_head(model.get_base_model(), folder)
     said = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps(said | {"modules_to_save": None, "exclude_modules": None}, indent=1), encoding="utf-8")
 
@@ -106,15 +111,13 @@ def write_merged(model: Any, tokenizer: Any, folder: Path, *, end_ids: Collectio
 
     A head beside the vocabulary's goes into a file of its own, and is gone from `model`.
     """
-    from safetensors.torch import save_file
-
     with _whole(folder) as fresh, quiet():
         merged = (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).to(dtype)
         if merged.can_generate():
             merged.generation_config.eos_token_id = sorted(end_ids)
             merged.generation_config.pad_token_id = tokenizer.pad_token_id
         if (head := head_of(merged)) and head.beside:
-            save_file({"score.weight": merged.score.weight.detach().float().cpu().contiguous()}, fresh / HEAD_FILE)
+            _write_head(merged, fresh)
             _write_labels(head, fresh)
             del merged.score
         merged.save_pretrained(fresh)
