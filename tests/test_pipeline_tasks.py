@@ -177,6 +177,7 @@ def test_two_tasks_that_score_share_one_head_and_each_reads_its_own_labels(model
     shapes = write_rows(tmp_path / "shapes.jsonl", coloured(0, words=("disc", "cube", "cone")))
     other = {**tasks["colours"], "data": {**tasks["colours"]["data"], "train": shapes}}
     values = values_of(model_folder(), {"colours": tasks["colours"], "shapes": other})
+    values["train"]["epochs"] = 12
     report = burnish.run(values, out=tmp_path / "run", quiet=True)
     assert list(report["model"]["head"]["labels"]) == [f"colours: {c}" for c in COLOURS] + [
         f"shapes: {s}" for s in ("cone", "cube", "disc")

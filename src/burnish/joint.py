@@ -2,20 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from burnish.core import Batch, Loss, Objective, Outputs
-from burnish.data.mixture import shares_of
-from burnish.data.render import Chat
-from burnish.data.render import joined as joined_rows
+from burnish.data.dedup import Match
+from burnish.data.ledger import Ledger
+from burnish.data.render import Chat, render_rows
+from burnish.data.render import joined as joined_rendered
+from burnish.data.split import Guarded
+from burnish.data.together import SPLITS
+from burnish.data.together import joined as joined_rows
+from burnish.errors import RecipeError, RowError
+from burnish.evaluate.runner import Exam, Sitting, check_answerable
+from burnish.evaluate.tasks import alone_of, held_against
+from burnish.folder import Run
+from burnish.guards import Evidence
+from burnish.objectives import make_objective
+from burnish.parts import TASK, Chosen, Tokenized, chat_of, labels_of, make_exams, read_schema, shares
 from burnish.recipe import Recipe
+from burnish.scoring import scorer_for
 
-if TYPE_CHECKING:
-    from burnish.parts import Chosen, Tokenized
+
+def objective_of(recipe: Recipe) -> Objective:
+    """What a task's recipe wants to be learnt. Raises RecipeError where the task cannot learn so."""
+    objective = make_objective(recipe.objective)
+    if "score" in objective.needs and recipe.task.kind != "classify":
+        raise RecipeError(
+            f"the objective {recipe.objective} learns labels, and the task is to {recipe.task.kind}",
+            where="task.kind",
+            expected="classify",
+            hint="--set task.kind=classify   or --set objective=sft",
+        )
+    return objective
+
+
+def files_of(recipe: Recipe) -> list[str]:
+    """The files of a task's recipe. Raises RecipeError where its metric or its schema is none."""
+    splits = [getattr(recipe.data, split) for split in ("train", "validation", "test")]
+    schema = recipe.task.json_schema
+    scorer_for(recipe.task.kind, recipe.task.metric, schema=read_schema(schema), labels=recipe.task.labels)
+    return [name for names in splits if isinstance(names, list) for name in names] + (
+        [schema] if isinstance(schema, str) else []
+    )
+
+
+def place_of(task: str, split: str) -> str:
+    """Under which name the rows of a task are kept."""
+    return split if task == TASK else f"{task}/{split}"
+
+
+def restored(run: Run, recipe: Recipe, matches: list[dict[str, Any]]) -> Guarded:
+    """The guarded rows that an earlier run kept."""
+    parts = {
+        name: Guarded.restored({split: run.read_rows(place_of(name, split)) for split in SPLITS}, [])
+        for name in recipe.each
+    }
+    whole = joined_rows(parts) if recipe.tasks else next(iter(parts.values()))
+    return replace(whole, matches=[Match.restored(match) for match in matches])
+
+
+def tokenized_rows(recipe: Recipe, chosen: Chosen, guarded: Guarded, ledger: Ledger) -> Tokenized:
+    """The rows of one task as ids. Raises RowError where none of them teaches anything."""
+    chat = chat_of(recipe, chosen, guarded)
+    train, validation, test = (render_rows(getattr(guarded, split), chat, ledger) for split in SPLITS)
+    if not train.groups:
+        hint = "burnish data check FILE   shows the mask"
+        raise RowError("no token of any row is trained", where="data.train", hint=hint)
+    return Tokenized(chat, train, validation, test)
+
+
+def exams_of(recipe: Recipe, tokenized: Tokenized, guarded: Guarded, start: int) -> dict[str, Exam]:
+    """The exams of one task."""
+    task, labels = recipe.task, labels_of(recipe, guarded)
+    answered = check_answerable([*tokenized.validation.rows, *tokenized.test.rows])
+    schema = read_schema(task.json_schema)
+    scorer = scorer_for(task.kind, task.metric, schema=schema, labels=labels) if answered else None
+    return make_exams(recipe, tokenized, scorer, start)
 
 
 class Sliced:
@@ -47,8 +113,8 @@ def joined(parts: Mapping[str, Tokenized]) -> Tokenized:
     chat.labels = tuple(
         f"{name}: {label}" if len(scoring) > 1 else label for name in scoring for label in parts[name].chat.labels
     )
-    rows = (joined_rows([getattr(part, split) for part in parts.values()]) for split in ("train", "validation", "test"))
-    return replace(first, chat=chat, **dict(zip(("train", "validation", "test"), rows, strict=True)), parts=dict(parts))
+    rows = (joined_rendered([getattr(part, split) for part in parts.values()]) for split in SPLITS)
+    return replace(first, chat=chat, **dict(zip(SPLITS, rows, strict=True)), parts=dict(parts))
 
 
 def starts_of(tokenized: Tokenized) -> dict[str, int]:
@@ -60,22 +126,14 @@ def starts_of(tokenized: Tokenized) -> dict[str, int]:
     return starts
 
 
-def shares(recipe: Recipe, tokenized: Tokenized) -> dict[str, float]:
-    """The share of each task in a step's groups and in its loss, 1 in all."""
-    sizes = {name: len(part.train.groups) for name, part in tokenized.tasks.items()}
-    return shares_of(
-        sizes, {name: one.weight for name, one in recipe.tasks.items()} or dict.fromkeys(sizes, 1.0), recipe.mixing
-    )
-
-
 def tasks_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> dict[str, tuple[Objective, float]]:
-    """Task -> its objective and the weight of its mean loss in a step, which is its share."""
-    weights, starts, width = shares(recipe, tokenized), starts_of(tokenized), len(tokenized.chat.labels)
+    """Task -> its objective and 1: its mean loss counts by its part of a step's groups already, which goes by its share."""
+    starts, width = starts_of(tokenized), len(tokenized.chat.labels)
     found: dict[str, tuple[Objective, float]] = {}
     for name, objective in chosen.objectives.items():
         own = len(tokenized.tasks[name].chat.labels)
         objective = Sliced(objective, starts[name], starts[name] + own) if 0 < own < width else objective
-        found[name] = objective, weights[name]
+        found[name] = objective, 1.0
     return found
 
 
@@ -92,7 +150,7 @@ def described(recipe: Recipe, tokenized: Tokenized, seen: Mapping[str, int]) -> 
             "share": round(parts[name], 4),
             "dealt": seen[name],
             "passes": round(seen[name] / len(tokenized.tasks[name].train.groups), 2),
-            **{split: len(getattr(tokenized.tasks[name], split).rows) for split in ("train", "validation", "test")},
+            **{split: len(getattr(tokenized.tasks[name], split).rows) for split in SPLITS},
             **(
                 {"labels": list(tokenized.tasks[name].chat.labels), "first_label": starts[name]}
                 if tokenized.tasks[name].chat.labels
@@ -101,3 +159,39 @@ def described(recipe: Recipe, tokenized: Tokenized, seen: Mapping[str, int]) -> 
         }
         for name, one in recipe.each.items()
     }
+
+
+def against_alone(
+    run: Run,
+    recipe: Recipe,
+    tokenized: Tokenized,
+    seen: Mapping[str, int],
+    exams: Mapping[str, Exam],
+    figures: Mapping[str, Any],
+    key: str,
+    sit_alone: Callable[[Run, Recipe, str, dict[str, Exam]], Sitting],
+) -> dict[str, Any]:
+    """The figures of each task beside those of a model tuned on it alone: the same rows, as often as they came in the mix.
+
+    seen: task -> how many rows that is. sit_alone: trains such a model in a run's folder and lets it sit its exam; it goes on there
+    where it stopped.
+    """
+    found: dict[str, Any] = {}
+    for name, one in recipe.each.items():
+        if name not in figures:  # it has no test rows
+            continue
+        rows, part = seen[name], tokenized.tasks[name]
+        kept = run.kept(f"alone-{name}", key)
+        if kept is None:
+            budget = {"epochs": rows / len(part.train.groups), "max_steps": None}
+            one = one.model_copy(update={"train": recipe.train.model_copy(update=budget)})
+            sub = Run(run.folder / "alone" / name, run.progress, Evidence(one), f"{run.name}-{name}")
+            run.progress.say(f"  {name} alone, on {rows} rows, to see whether the other tasks help it or hurt it")
+            own = {split: alone_of(exam, name) for split, exam in exams.items()}
+            sitting = sit_alone(sub, one, name, own)
+            scores = [score[own["test"].item_metric] for score in sitting.scores]
+            clusters = [item.cluster for item in own["test"].items]
+            told = held_against(figures[name]["scores"], scores, clusters, recipe.train.seed)
+            kept = run.keep(f"alone-{name}", key, told | {"rows": rows, "folder": f"alone/{name}"})
+        found[name] = figures[name] | {"against_alone": kept}
+    return found

@@ -15,13 +15,12 @@ from torch import nn
 from burnish.core import Group, Objective
 from burnish.data.classes import Classes
 from burnish.data.feed import Feed, total_steps
-from burnish.data.mixture import Mixture
+from burnish.data.mixture import Mixture, shares_of
 from burnish.data.render import Chat, Rendered, system_prompt
 from burnish.data.split import Guarded
 from burnish.errors import RecipeError
 from burnish.evaluate.runner import Exam, Item, make_items
 from burnish.evaluate.scored import ScoredExam
-from burnish.joint import shares
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
 from burnish.model.fast import accelerate
@@ -215,6 +214,14 @@ def make_feed(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) -
         return Feed(tokenized.train.groups, task=TASK, **sizes)
     groups = {name: part.train.groups for name, part in tokenized.tasks.items()}
     return Mixture(groups, shares(recipe, tokenized), **sizes)
+
+
+def shares(recipe: Recipe, tokenized: Tokenized) -> dict[str, float]:
+    """The share of each task in the groups of steps, and so in the loss; 1 in all."""
+    sizes = {name: len(part.train.groups) for name, part in tokenized.tasks.items()}
+    return shares_of(
+        sizes, {name: one.weight for name, one in recipe.tasks.items()} or dict.fromkeys(sizes, 1.0), recipe.mixing
+    )
 
 
 def make_optimizer(recipe: Recipe, net: Net, settings: memory.Settings) -> Optim:

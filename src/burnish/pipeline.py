@@ -14,56 +14,59 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from burnish.core import Group, Objective
-from burnish.data.dedup import Match
+from burnish.core import Group
 from burnish.data.feed import Feed
 from burnish.data.ledger import Ledger
-from burnish.data.mixture import Mixture
-from burnish.data.render import render_rows
 from burnish.data.split import Guarded
 from burnish.data.together import SPLITS, named, prepare_tasks
-from burnish.data.together import joined as joined_rows
-from burnish.errors import DataGuardError, RecipeError, RowError, TrainingError
-from burnish.evaluate.tasks import alone_of, compare_all, held_against, together, without_scores
+from burnish.errors import DataGuardError, TrainingError
 from burnish.evaluate.report import write_html
-from burnish.evaluate.runner import Exam, Sitting, check_answerable
+from burnish.evaluate.runner import Exam, Sitting
+from burnish.evaluate.tasks import compare_all, together, without_scores
 from burnish.evaluate.verdict import judge
 from burnish.folder import Run, cut_back, files_key, key_of, now, write_text
 from burnish.guards import Evidence, check_all
-from burnish.joint import described, joined, starts_of, tasks_of
+from burnish.joint import (
+    against_alone,
+    described,
+    exams_of,
+    files_of,
+    joined,
+    objective_of,
+    place_of,
+    restored,
+    starts_of,
+    tasks_of,
+    tokenized_rows,
+)
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
 from burnish.model.load import find_model, load_config, load_tokenizer
 from burnish.model.net import Net
 from burnish.model.quantize import quantize
 from burnish.model.sample import Sampler
-from burnish.objectives import make_objective
 from burnish.parts import (
-    TASK,
     Chosen,
     Tokenized,
     Trained,
     Tried,
     base_of,
-    chat_of,
     head_of,
-    labels_of,
     load_net,
-    make_exams,
     make_feed,
     make_optimizer,
     plan_of,
-    read_schema,
     settle,
+    shares,
 )
 from burnish.progress import Progress, as_time
 from burnish.recipe import Recipe
-from burnish.scoring import scorer_for
 from burnish.serve.export import export, try_adapter, write_card
 from burnish.train import memory
 from burnish.train.checkpoint import Store
@@ -151,29 +154,6 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         return Chosen(source, config, tokenizer, next(iter(objectives.values())), key, mixed)
 
 
-def objective_of(recipe: Recipe) -> Objective:
-    """What a task's recipe wants to be learnt. Raises RecipeError where the task cannot learn so."""
-    objective = make_objective(recipe.objective)
-    if "score" in objective.needs and recipe.task.kind != "classify":
-        raise RecipeError(
-            f"the objective {recipe.objective} learns labels, and the task is to {recipe.task.kind}",
-            where="task.kind",
-            expected="classify",
-            hint="--set task.kind=classify   or --set objective=sft",
-        )
-    return objective
-
-
-def files_of(recipe: Recipe) -> list[str]:
-    """The files of a task's recipe. Raises RecipeError where its metric or its schema is none."""
-    splits = [getattr(recipe.data, split) for split in ("train", "validation", "test")]
-    schema = recipe.task.json_schema
-    scorer_for(recipe.task.kind, recipe.task.metric, schema=read_schema(schema), labels=recipe.task.labels)
-    return [name for names in splits if isinstance(names, list) for name in names] + (
-        [schema] if isinstance(schema, str) else []
-    )
-
-
 def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
     """2: rows that are whole, clean and told apart into splits that share nothing."""
     with run.step("clean") as record:
@@ -226,21 +206,6 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
         return guarded
 
 
-def place_of(task: str, split: str) -> str:
-    """Under which name the rows of a task are kept."""
-    return split if task == TASK else f"{task}/{split}"
-
-
-def restored(run: Run, recipe: Recipe, matches: list[dict[str, Any]]) -> Guarded:
-    """The guarded rows that an earlier run kept."""
-    parts = {
-        name: Guarded.restored({split: run.read_rows(place_of(name, split)) for split in SPLITS}, [])
-        for name in recipe.each
-    }
-    whole = joined_rows(parts) if recipe.tasks else next(iter(parts.values()))
-    return replace(whole, matches=[Match.restored(match) for match in matches])
-
-
 def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Tokenized:
     """3: ids and weights through the model's own chat template."""
     with run.step("tokenize") as record:
@@ -277,16 +242,6 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
         learnt = f"{len(chat.labels)} labels" if chat.labels else f"{train.trained:,} of them trained ({share:.0%})"
         record["summary"] = f"{train.tokens:,} tokens, {learnt}, {train.truncated} sequences cut"
         return tokenized
-
-
-def tokenized_rows(recipe: Recipe, chosen: Chosen, guarded: Guarded, ledger: Ledger) -> Tokenized:
-    """The rows of one task as ids. Raises RowError where none of them teaches anything."""
-    chat = chat_of(recipe, chosen, guarded)
-    train, validation, test = (render_rows(getattr(guarded, split), chat, ledger) for split in SPLITS)
-    if not train.groups:
-        hint = "burnish data check FILE   shows the mask"
-        raise RowError("no token of any row is trained", where="data.train", hint=hint)
-    return Tokenized(chat, train, validation, test)
 
 
 def learnt(recipe: Recipe) -> dict[str, Any]:
@@ -364,9 +319,8 @@ def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, setti
     with run.step("set up") as record:
         plan = plan_of(recipe, chosen, tokenized, settings)
         run.learn(plan=plan.as_json())
-        feed = make_feed(recipe, tokenized, settings)
-        if isinstance(feed, Mixture):
-            run.parts["tasks"] = described(recipe, tokenized, feed.seen())
+        if recipe.tasks:
+            run.parts["tasks"] = described(recipe, tokenized, make_feed(recipe, tokenized, settings).seen())
         if not plan.fits:
             run.progress.say(
                 f"! {gib(plan.memory['total'])} are predicted and {gib(plan.memory_available)} are free; what would fit: {plan.would_fit}"
@@ -387,7 +341,7 @@ def define_metric(run: Run, recipe: Recipe, tokenized: Tokenized, guarded: Guard
             for name, one in recipe.each.items()
         }
         exams = {
-            split: together({name: own[split] for name, own in apart.items()})
+            split: together({name: own[split] for name, own in apart.items()}, shares(recipe, tokenized))
             for split in ("validation", "test", "base")
         }
         metric = exams["test"].metric
@@ -395,15 +349,6 @@ def define_metric(run: Run, recipe: Recipe, tokenized: Tokenized, guarded: Guard
         sizes = f"{len(exams['validation'].items)} questions to validate with, {len(exams['test'].items)} locked"
         record["summary"] = f"{metric}; {sizes}; {exams['test'].manner}"
         return exams
-
-
-def exams_of(recipe: Recipe, tokenized: Tokenized, guarded: Guarded, start: int) -> dict[str, Exam]:
-    """The exams of one task."""
-    task, labels = recipe.task, labels_of(recipe, guarded)
-    answered = check_answerable([*tokenized.validation.rows, *tokenized.test.rows])
-    schema = read_schema(task.json_schema)
-    scorer = scorer_for(task.kind, task.metric, schema=schema, labels=labels) if answered else None
-    return make_exams(recipe, tokenized, scorer, start)
 
 
 def train(
@@ -491,7 +436,9 @@ def evaluate(
         else:
             record["status"] = "reused"
         if recipe.tasks and recipe.mixing.compare_alone:
-            kept = kept | {"tasks": against_alone(run, recipe, chosen, tokenized, exams, kept["tasks"], key, stop)}
+            seen = make_feed(recipe, tokenized, decide(run, recipe, chosen, tokenized)).seen()
+            sit_alone = partial(train_alone, chosen, tokenized, stop)
+            kept = kept | {"tasks": against_alone(run, recipe, tokenized, seen, exams, kept["tasks"], key, sit_alone)}
         kept = without_scores(kept)
         run.parts["evaluation"] = kept
         run.learn(evaluation=kept)
@@ -502,48 +449,12 @@ def evaluate(
         )
 
 
-def against_alone(
-    run: Run,
-    recipe: Recipe,
-    chosen: Chosen,
-    tokenized: Tokenized,
-    exams: dict[str, Exam],
-    figures: dict[str, Any],
-    key: str,
-    stop: StopSignal,
-) -> dict[str, Any]:
-    """The figures of each task beside those of a model tuned on it alone: the same rows, as often as they came in the mix.
-
-    Such a model is trained in a folder of its own, `alone/TASK`, and goes on there where it stopped.
-    """
-    feed, found = make_feed(recipe, tokenized, decide(run, recipe, chosen, tokenized)), {}
-    assert isinstance(feed, Mixture)
-    for name, one in recipe.each.items():
-        if name not in figures:  # it has no test rows
-            continue
-        rows, part = feed.seen()[name], tokenized.tasks[name]
-        kept = run.kept(f"alone-{name}", key)
-        if kept is None:
-            budget = {"epochs": rows / len(part.train.groups), "max_steps": None}
-            one = one.model_copy(update={"train": recipe.train.model_copy(update=budget)})
-            sub = Run(run.folder / "alone" / name, run.progress, Evidence(one), f"{run.name}-{name}")
-            run.progress.say(f"  {name} alone, on {rows} rows, to see whether the other tasks help it or hurt it")
-            own = {split: alone_of(exam, name) for split, exam in exams.items()}
-            sitting = sit_alone(sub, one, chosen.of(name), part, own, stop)
-            scores = [score[own["test"].item_metric] for score in sitting.scores]
-            clusters = [item.cluster for item in own["test"].items]
-            told = held_against(figures[name]["scores"], scores, clusters, recipe.train.seed)
-            kept = run.keep(f"alone-{name}", key, told | {"rows": rows, "folder": f"alone/{name}"})
-        found[name] = figures[name] | {"against_alone": kept}
-    return found
-
-
-def sit_alone(
-    run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, exams: dict[str, Exam], stop: StopSignal
+def train_alone(
+    chosen: Chosen, tokenized: Tokenized, stop: StopSignal, run: Run, recipe: Recipe, task: str, exams: dict[str, Exam]
 ) -> Sitting:
-    """Train a model on one of the tasks alone, and let it sit that task's test."""
-    settings = decide(run, recipe, chosen, tokenized)
-    tried = try_out(run, recipe, chosen, tokenized, settings)
+    """Train a model on one of the tasks alone, in a folder of its own, and let it sit that task's test."""
+    chosen, tokenized = chosen.of(task), tokenized.tasks[task]
+    tried = try_out(run, recipe, chosen, tokenized, decide(run, recipe, chosen, tokenized))
     trained = train(run, recipe, chosen, tokenized, tried, exams, stop)
     return sit(run, exams["test"], trained.net, tokenized, "single-task")
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from burnish.evaluate.tasks import MEAN, compare_all, held_against, some, together
 from burnish.evaluate.runner import Exam, Item, Sitting
 from burnish.evaluate.stats import paired_difference, stratified_difference
+from burnish.evaluate.tasks import MEAN, compare_all, held_against, some, together
 from burnish.scoring import scorer_for
 
 SIZES = {"large": 40, "small": 10}
+SHARES = {"large": 0.75, "small": 0.25}
 
 
 class Asked(Exam):
@@ -19,7 +20,7 @@ class Asked(Exam):
         scores = [self.scorer.score(answer, item.reference) for answer, item in zip(answers, self.items, strict=True)]
         progress(len(answers))
         count = len(answers)
-        return Sitting(answers, scores, np.full(count, 2.0), np.ones(count))
+        return Sitting(answers, scores, np.full(count, float(count)), np.ones(count))
 
 
 def exam_of(name, count):
@@ -29,7 +30,7 @@ def exam_of(name, count):
 
 @pytest.fixture
 def exam():
-    return together({name: exam_of(name, count) for name, count in SIZES.items()})
+    return together({name: exam_of(name, count) for name, count in SIZES.items()}, SHARES)
 
 
 def test_the_metric_is_the_mean_of_the_tasks_whatever_their_sizes(exam):
@@ -40,13 +41,17 @@ def test_the_metric_is_the_mean_of_the_tasks_whatever_their_sizes(exam):
     assert np.mean([score[MEAN] for score in sitting.scores]) == pytest.approx(figures[MEAN])
 
 
+def test_the_loss_is_that_of_the_tasks_by_their_shares_as_in_training(exam):
+    assert exam.sit(0, None).loss == pytest.approx(0.75 * 40 + 0.25 * 10)
+
+
 def test_one_exam_alone_is_itself():
     own = exam_of("only", 3)
-    assert together({"main": own}) is own
+    assert together({"main": own}, {"main": 1.0}) is own
 
 
 def test_a_task_without_items_is_left_out_of_the_mean():
-    exam = together({"asked": exam_of("asked", 4), "empty": exam_of("empty", 0)})
+    exam = together({"asked": exam_of("asked", 4), "empty": exam_of("empty", 0)}, {"asked": 0.5, "empty": 0.5})
     assert exam.figures(exam.sit(2, None)) == {MEAN: 0.5, "asked/exact_match": 0.5} | {
         name: value
         for name, value in exam.figures(exam.sit(2, None)).items()

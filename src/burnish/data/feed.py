@@ -51,6 +51,10 @@ class Feed:
                     ahead = {(self.step, self.micro_tokens): aside.submit(self._micro, self.step)}
                 yield packed.result() if packed else self.again()
 
+    def seen(self) -> dict[str, int]:
+        """How many groups of each task the whole run deals; a group that comes again counts again."""
+        return {self.task: sum(len(self._order(step)) for step in range(self.total_steps))}
+
     def again(self) -> list[Batch]:
         """The micro-batches of the step that was yielded last, cut to the `micro_tokens` of now: the same rows, in the same order."""
         return self._micro(self.step - 1)

@@ -54,7 +54,6 @@ class Mixture(Feed):
         self._shuffled = functools.lru_cache(2 * len(tasks))(shuffled.__wrapped__)
 
     def seen(self) -> dict[str, int]:
-        """How many groups of each task the whole run deals; a group that comes again counts again."""
         return dict(zip(self.names, self._dealt[-1], strict=True))
 
     def _order(self, step: int) -> list[int]:

@@ -19,21 +19,27 @@ MEAN = "mean_of_tasks"
 
 @dataclass(frozen=True)
 class JointSitting(Sitting):
-    """The sittings of all tasks, laid end to end. A single score is scaled so that the mean of all is the mean of the tasks' means."""
+    """The sittings of all tasks, laid end to end. A single score is scaled so that the mean of all is the mean of the tasks' means.
+
+    shares: of each task in the training loss.
+    """
 
     parts: Mapping[str, Sitting] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
-        """The mean of the tasks' losses: one in nats a token and one in nats a label count alike."""
-        return sum(part.loss for part in self.parts.values()) / len(self.parts)
+        """The tasks' losses (nats a token, nats a label) by their shares, as training adds them up, so that both can be compared."""
+        whole = sum(self.shares[name] for name in self.parts)
+        return sum(self.shares[name] * part.loss for name, part in self.parts.items()) / whole
 
 
 @dataclass(frozen=True)
 class JointExam(Exam):
-    """The exams of several tasks, as one; items are theirs, end to end."""
+    """The exams of several tasks, as one; items are theirs, end to end. shares: of each task in the training loss."""
 
     parts: Mapping[str, Exam] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -49,7 +55,7 @@ class JointExam(Exam):
 
     def first(self, count: int) -> Exam:
         """The first items of each task."""
-        return together({name: part.first(count) for name, part in self.parts.items()})
+        return together({name: part.first(count) for name, part in self.parts.items()}, self.shares)
 
     def sit(self, net: Net, sampler: Sampler, progress: Callable[[int], None] = lambda done: None) -> JointSitting:
         parts: dict[str, Sitting] = {}
@@ -79,7 +85,7 @@ class JointExam(Exam):
         }
 
 
-def together(exams: Mapping[str, Exam]) -> Exam:
+def together(exams: Mapping[str, Exam], shares: Mapping[str, float]) -> Exam:
     """The exam of all tasks; that of a single one is itself. A task without items is left out of the mean."""
     if len(exams) == 1:
         return next(iter(exams.values()))
@@ -90,6 +96,7 @@ def together(exams: Mapping[str, Exam]) -> Exam:
         max((exam.max_new_tokens for exam in exams.values()), default=1),
         max((exam.row_tokens for exam in exams.values()), default=1),
         parts=parts,
+        shares=shares,
     )
 
 
@@ -107,6 +114,7 @@ def seated(exam: JointExam, parts: Mapping[str, Sitting]) -> JointSitting:
         np.concatenate([own.nll for own in parts.values()]),
         np.concatenate([own.trained for own in parts.values()]),
         parts=parts,
+        shares=exam.shares,
     )
 
 
