@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def values_of(folder, tasks, **changes):
         "model": folder,
         "adapter": {"rank": 8, "alpha": 32},
         "train": {
-            "epochs": 5,
+            "epochs": 7,
             "batch_size": 8,
             "learning_rate": 0.01,
             "max_length": 128,
@@ -59,8 +60,12 @@ def tasks(tmp_path_factory):
 def finished(model_folder, tasks, tmp_path_factory):
     """The folder of a finished run, which no test may change."""
     folder = tmp_path_factory.mktemp("runs") / "both"
-    burnish.run(values_of(model_folder(), tasks, mixing={"compare_alone": True}), out=folder, quiet=True)
+    burnish.run(compared(model_folder(), tasks), out=folder, quiet=True)
     return folder
+
+
+def compared(folder, tasks):
+    return values_of(folder, tasks, mixing={"compare_alone": True}, freeze={"layers": "0"})
 
 
 def report_of(folder):
@@ -112,7 +117,7 @@ def test_each_task_is_held_against_being_tuned_alone(finished):
 
 
 def test_the_same_recipe_again_repeats_nothing(model_folder, tasks, finished):
-    report = burnish.run(values_of(model_folder(), tasks, mixing={"compare_alone": True}), out=finished, quiet=True)
+    report = burnish.run(compared(model_folder(), tasks), out=finished, quiet=True)
     reused = {step["name"] for step in report["steps"] if step["status"] == "reused"}
     assert reused == {"clean", "smoke", "train", "evaluate", "deploy"}
     assert report["evaluation"]["tasks"]["colours"]["against_alone"]
@@ -126,8 +131,11 @@ def test_the_adapter_loads_in_plain_peft_and_the_head_scores_beside_it(finished)
     report = report_of(finished)
     base = AutoModelForCausalLM.from_pretrained(report["model"]["source"])
     tokenizer = AutoTokenizer.from_pretrained(finished / "merged")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a key that is missing or has no place
+        tuned = PeftModel.from_pretrained(base, finished / "adapter").eval()
     models = {
-        "adapter": PeftModel.from_pretrained(base, finished / "adapter").eval(),
+        "adapter": tuned,
         "merged": AutoModelForCausalLM.from_pretrained(finished / "merged").eval(),
     }
     asked = [one for one in report["evaluation"]["examples"] if one["task"] == "colours"]
@@ -173,6 +181,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_very_same_weights(model_folder, t
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_all_weights_are_trained_and_written_with_the_second_head_too(model_folder, tasks, tmp_path):
+    values = values_of(model_folder(), tasks) | {"adapter": {"method": "full"}}
+    values["train"]["learning_rate"] = 0.003
+    report = burnish.run(values, out=tmp_path / "run", quiet=True)
+    assert report["artifacts"].keys() == {"merged", "card"}
+    assert (tmp_path / "run" / "merged" / "head.safetensors").is_file()
+    assert report["deploy"]["parity"]["largest_difference"] < 1e-3
+    assert report["evaluation"]["tasks"]["colours"]["tuned"] > 0.5
+
+
 def test_two_tasks_that_score_share_one_head_and_each_reads_its_own_labels(model_folder, tasks, tmp_path):
     shapes = write_rows(tmp_path / "shapes.jsonl", coloured(0, words=("disc", "cube", "cone")))
     other = {**tasks["colours"], "data": {**tasks["colours"]["data"], "train": shapes}}
@@ -201,7 +219,7 @@ def test_a_test_row_of_one_task_in_the_train_rows_of_another_stops_the_run(model
 
 def test_a_plan_counts_the_rows_of_all_tasks(model_folder, tasks):
     plan = burnish.plan(values_of(model_folder(), tasks))
-    assert plan.steps == 50
+    assert plan.steps == 70
 
 
 def test_a_sample_is_taken_of_every_task(model_folder, tasks, tmp_path):

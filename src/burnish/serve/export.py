@@ -103,7 +103,7 @@ def _set_head_apart(model: Any, folder: Path) -> None:
     save_file(found, weights, metadata={"format": "pt"})
     _write_head(model.get_base_model(), folder)
     said = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps(said | {"modules_to_save": None, "exclude_modules": None}, indent=1), encoding="utf-8")
+    config.write_text(json.dumps(said | {"modules_to_save": None}, indent=1), encoding="utf-8")
 
 
 def write_merged(model: Any, tokenizer: Any, folder: Path, *, end_ids: Collection[int], dtype: torch.dtype) -> Path:
