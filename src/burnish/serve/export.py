@@ -165,8 +165,8 @@ def replay(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
     """Log-probabilities of each sequence: what parity compares. (T-1,) of its tokens, (C,) of its labels by a score head, or (T-1+C,)."""
     found = []
     model.eval()
-    head, inner = head_of(model), model.get_base_model() if hasattr(model, "get_base_model") else model
-    beside = head is not None and head.beside
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    beside = hasattr(inner, "score") and inner.get_output_embeddings() is not None
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):  # layers that training compiled
         for ids in sequences:
             tokens = torch.tensor([ids], device=next(model.parameters()).device)
