@@ -10,7 +10,7 @@ from burnish.data.ledger import Ledger
 from burnish.data.prepare import Prepared, prepare
 from burnish.data.rows import Row
 from burnish.data.split import Guarded, Splits, guard
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, Interrupted
 from burnish.recipe import Recipe
 
 SPLITS = ("train", "validation", "test")
@@ -59,7 +59,7 @@ def named(recipe: Recipe, task: str) -> Iterator[None]:
     try:
         yield
     except BurnishError as error:
-        if recipe.tasks:
+        if recipe.tasks and not isinstance(error, Interrupted):
             inside = error.where.startswith(("data", "task", "objective")) and "leakage" not in error.where
             error.where = f"tasks.{task}.{error.where}" if inside else f"{error.where} (task {task})"
             for setting in ("data.", "task.", "objective="):
