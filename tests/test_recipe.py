@@ -279,3 +279,78 @@ def test_a_missing_recipe_says_how_to_make_one(tmp_path):
 def test_a_folder_is_no_recipe(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path)
+
+
+TASKS = {
+    "one": {"data": {"train": "a.jsonl"}, "task": {"kind": "extract", "schema": "s.json"}},
+    "other": {"data": {"train": "b.csv"}, "task": {"kind": "classify"}, "objective": "classify", "weight": 2},
+}
+
+
+def test_each_of_several_tasks_is_a_recipe_of_its_own():
+    recipe = make_recipe({"tasks": TASKS, "train": {"epochs": 2}})
+    each = recipe.each
+    assert {name: (one.task.kind, one.objective, one.data.train) for name, one in each.items()} == {
+        "one": ("extract", "sft", ["a.jsonl"]),
+        "other": ("classify", "classify", ["b.csv"]),
+    }
+    assert all(one.train.epochs == 2 and not one.tasks for one in each.values())
+
+
+def test_a_recipe_without_tasks_is_that_of_its_one_task():
+    recipe = make_recipe({"data": {"train": "a.jsonl"}})
+    assert recipe.each == {"main": recipe}
+    assert "tasks" not in recipe.dump()
+
+
+def test_several_tasks_survive_being_written_out():
+    recipe = make_recipe({"tasks": TASKS, "mixing": {"by": "size", "cap": 100}})
+    assert make_recipe(yaml.safe_load(recipe.dump())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "hint"),
+    [
+        ({"tasks": {}}, "`tasks` is {}", "for one task"),
+        ({"tasks": {"one": TASKS["one"]}}, "`tasks` is {'one'", "for one task"),
+        ({"tasks": ["one"]}, "`tasks` is ['one']", "for one task"),
+        ({"data": {"train": "x.jsonl"}}, "the key `data` stands beside `tasks`", "tasks: {one: {data"),
+        ({"task": {"kind": "chat"}}, "the key `task` stands beside `tasks`", "tasks: {one: {task"),
+        ({"objective": "sft"}, "the key `objective` stands beside `tasks`", "tasks: {one: {objective"),
+        ({"tasks": TASKS | {"x": TASKS["one"] | {"weight": 0}}}, "`tasks.x.weight` is 0", ""),
+        ({"tasks": TASKS | {"x": TASKS["one"] | {"wieght": 1}}}, "unknown key `tasks.x.wieght`", "`weight`"),
+        ({"tasks": TASKS | {"x": {"data": {"train": "x", "tset": 1}}}}, "unknown key `tasks.x.data.tset`", "`test`"),
+        ({"tasks": TASKS | {"x": {"task": {}}}}, "the key `tasks.x.data` is missing", ""),
+        ({"tasks": TASKS | {"a b": TASKS["one"]}}, "`tasks.a b` is 'a b'", ""),
+        ({"tasks": TASKS | {"x": None}}, "`tasks.x` is None", ""),
+        ({"mixing": {"by": "luck"}}, "`mixing.by` is 'luck'", ""),
+        ({"mixing": {"temprature": 2}}, "unknown key `mixing.temprature`", "`temperature`"),
+        ({"mixing": {"temperature": 0.5}}, "`mixing.temperature` is 0.5", ""),
+    ],
+)
+def test_what_several_tasks_cannot_be_is_told(changes, found, hint):
+    with pytest.raises(RecipeError) as caught:
+        make_recipe({"tasks": TASKS} | changes)
+    assert caught.value.found.startswith(found)
+    assert hint in caught.value.hint
+
+
+def test_a_task_that_stands_twice_names_its_line(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("tasks:\n  one: {data: {train: a}}\n  one: {data: {train: b}}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="'one' stands twice"):
+        load_recipe(file)
+
+
+def test_files_of_each_task_are_looked_for_beside_the_recipe(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    (tmp_path / "s.json").write_text("{}")
+    recipe = make_recipe({"tasks": TASKS}, folder=tmp_path)
+    assert recipe.tasks["one"].data.train == [str(tmp_path / "a.jsonl")]
+    assert recipe.tasks["one"].task.json_schema == str(tmp_path / "s.json")
+
+
+def test_a_sample_is_said_once_for_all_tasks():
+    recipe = make_recipe(with_overrides({"tasks": TASKS}, ["data.sample=20"]))
+    assert [one.data.sample for one in recipe.each.values()] == [20, 20]
+    assert recipe.data.sample == 20

@@ -155,12 +155,19 @@ def run(
     sample: Annotated[
         int | None, typer.Option(min=8, help="take the whole way on so many rows, for a first try")
     ] = None,
+    against_alone: Annotated[
+        bool,
+        typer.Option(
+            "--against-alone", help="of several tasks, also tune each alone, and say which one the others hurt"
+        ),
+    ] = False,
     overrides: Overrides = [],  # noqa: B006
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Take a recipe through the nine steps to a proven model; run again, it goes on where it stopped."""
     overrides = [*overrides, f"data.sample={sample}"] if sample else overrides
+    overrides = [*overrides, "mixing.compare_alone=true"] if against_alone else overrides
     report = api.run(recipe, out=out, overrides=overrides, quiet=quiet)
     show(report, as_json, summary(report))
     if report["verdict"] != "ship":

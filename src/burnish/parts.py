@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,6 +15,7 @@ from torch import nn
 from burnish.core import Group, Objective
 from burnish.data.classes import Classes
 from burnish.data.feed import Feed, total_steps
+from burnish.data.mixture import Mixture, shares_of
 from burnish.data.render import Chat, Rendered, system_prompt
 from burnish.data.split import Guarded
 from burnish.errors import RecipeError
@@ -27,34 +28,50 @@ from burnish.model.likelihood import sequence_logp
 from burnish.model.load import Head, empty_model, load_model, on_device
 from burnish.model.net import Net
 from burnish.model.quantize import quantize
-from burnish.recipe import Recipe
+from burnish.recipe import MAIN, Recipe
 from burnish.scoring import Scorer
 from burnish.train import memory
 from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate
 from burnish.train.plan import Plan, Workload, choose, make_plan, micro_candidates
 
-TASK = "main"  # the name of the one task; several tasks are several names in one step
+TASK = MAIN  # the name of the one task; several tasks are several names in one step
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Step 1. source: the model's folder or hub id. key: all that the model and the data files are."""
+    """Step 1. source: the model's folder or hub id. key: all that the model and the data files are. mixed: the objectives of several."""
 
     source: str
     config: Any
     tokenizer: Any
     objective: Objective
     key: str
+    mixed: dict[str, Objective] = field(default_factory=dict)
+
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        """The objective of each task by its name."""
+        return self.mixed or {TASK: self.objective}
+
+    def of(self, task: str) -> Chosen:
+        """The same as if this task were alone."""
+        return replace(self, objective=self.objectives[task], mixed={})
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Step 3. chat: what turns rows into ids, the same for all splits."""
+    """Step 3. chat: what turns rows into ids, the same for all splits. parts: the same by task, where there are several."""
 
     chat: Chat
     train: Rendered
     validation: Rendered
     test: Rendered
+    parts: dict[str, Tokenized] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> dict[str, Tokenized]:
+        """The rows of each task by its name."""
+        return self.parts or {TASK: self}
 
 
 @dataclass(frozen=True)
@@ -116,8 +133,9 @@ def chat_of(recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Chat:
 
 
 def head_of(recipe: Recipe, chosen: Chosen, chat: Chat) -> Head | None:
-    """The score head that the rows are rendered for; None for a model that writes."""
-    return Head(chat.labels, chosen.tokenizer.pad_token_id, recipe.train.seed) if chat.labels else None
+    """The score head that the rows are rendered for, beside the vocabulary's where a task writes; None where none scores."""
+    writes = any("logp" in objective.needs for objective in chosen.objectives.values())
+    return Head(chat.labels, chosen.tokenizer.pad_token_id, recipe.train.seed, writes) if chat.labels else None
 
 
 def load_net(
@@ -172,7 +190,7 @@ def base_of(recipe: Recipe, chosen: Chosen, net: Net) -> Iterator[Net]:
 
     So is the model below a score head: before tuning it has no such head, but it can write.
     """
-    if hasattr(net.model, "disable_adapter") and not hasattr(net.language_model, "score"):
+    if hasattr(net.model, "disable_adapter") and net.language_model.get_output_embeddings() is not None:
         with net.model.disable_adapter():
             yield net
         return
@@ -184,15 +202,25 @@ def base_of(recipe: Recipe, chosen: Chosen, net: Net) -> Iterator[Net]:
 
 
 def make_feed(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) -> Feed:
-    return Feed(
-        tokenized.train.groups,
-        task=TASK,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        row_tokens=None if settings.one_row else recipe.train.max_length,
-        micro_tokens=settings.micro_tokens,
-        seed=recipe.train.seed,
-        max_steps=recipe.train.max_steps,
+    sizes: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "epochs": settings.epochs,
+        "row_tokens": None if settings.one_row else recipe.train.max_length,
+        "micro_tokens": settings.micro_tokens,
+        "seed": recipe.train.seed,
+        "max_steps": recipe.train.max_steps,
+    }
+    if not tokenized.parts:
+        return Feed(tokenized.train.groups, task=TASK, **sizes)
+    groups = {name: part.train.groups for name, part in tokenized.tasks.items()}
+    return Mixture(groups, shares(recipe, tokenized), **sizes)
+
+
+def shares(recipe: Recipe, tokenized: Tokenized) -> dict[str, float]:
+    """The share of each task in the groups of steps, and so in the loss; 1 in all."""
+    sizes = {name: len(part.train.groups) for name, part in tokenized.tasks.items()}
+    return shares_of(
+        sizes, {name: one.weight for name, one in recipe.tasks.items()} or dict.fromkeys(sizes, 1.0), recipe.mixing
     )
 
 
@@ -226,7 +254,8 @@ def workload(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) ->
     """What the rows ask for, cut into micro-batches of every size that may be chosen."""
     train, held_out = tokenized.train, (tokenized.validation, tokenized.test)
     looks = recipe.train.validations + 1
-    asked = [min(len(held_out[0].rows), recipe.train.validation_items) * looks, 2 * len(held_out[1].rows)]
+    shown = sum(min(len(part.validation.rows), recipe.train.validation_items) for part in tokenized.tasks.values())
+    asked = [shown * looks, 2 * len(held_out[1].rows)]
     answer = train.trained / max(train.sequences, 1)
     question = train.tokens / max(train.sequences, 1) - answer
     feed, largest = make_feed(recipe, tokenized, settings), {}
@@ -247,8 +276,11 @@ def workload(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) ->
     )
 
 
-def make_exams(recipe: Recipe, tokenized: Tokenized, scorer: Scorer | None) -> dict[str, Exam]:
-    """The exam of each held-out split, and `base`, which the base model sits: the test's, or the same questions to be answered in text."""
+def make_exams(recipe: Recipe, tokenized: Tokenized, scorer: Scorer | None, start: int = 0) -> dict[str, Exam]:
+    """The exam of each held-out split, and `base`, which the base model sits: the test's, or the same questions to be answered in text.
+
+    start: the number of the first of its labels in the score head.
+    """
     chat, row_tokens = tokenized.chat, recipe.train.max_length
     longest = max(
         (len(chat.tokenizer(one)["input_ids"]) for one in chat.labels), default=tokenized.train.longest_answer
@@ -262,7 +294,7 @@ def make_exams(recipe: Recipe, tokenized: Tokenized, scorer: Scorer | None) -> d
     for split in ("validation", "test"):
         items = items_of(split, chat)
         exams[split] = (
-            ScoredExam(items, scorer, room, row_tokens, chat.labels)
+            ScoredExam(items, scorer, room, row_tokens, chat.labels, start)
             if chat.labels
             else Exam(items, scorer, room, row_tokens)
         )

@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +24,49 @@ import torch
 from burnish.core import Group
 from burnish.data.feed import Feed
 from burnish.data.ledger import Ledger
-from burnish.data.prepare import prepare
-from burnish.data.render import render_rows
 from burnish.data.split import Guarded
-from burnish.errors import DataGuardError, RecipeError, RowError, TrainingError
+from burnish.data.together import SPLITS, named, prepare_tasks
+from burnish.errors import DataGuardError, TrainingError
 from burnish.evaluate.report import write_html
-from burnish.evaluate.runner import Exam, Sitting, check_answerable, compare
+from burnish.evaluate.runner import Exam, Sitting
+from burnish.evaluate.tasks import compare_all, together, without_scores
 from burnish.evaluate.verdict import judge
 from burnish.folder import Run, cut_back, files_key, key_of, now, write_text
 from burnish.guards import Evidence, check_all
+from burnish.joint import (
+    against_alone,
+    described,
+    exams_of,
+    files_of,
+    joined,
+    objective_of,
+    place_of,
+    restored,
+    starts_of,
+    tasks_of,
+    tokenized_rows,
+)
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
 from burnish.model.load import find_model, load_config, load_tokenizer
 from burnish.model.net import Net
 from burnish.model.quantize import quantize
 from burnish.model.sample import Sampler
-from burnish.objectives import make_objective
 from burnish.parts import (
-    TASK,
     Chosen,
     Tokenized,
     Trained,
     Tried,
     base_of,
-    chat_of,
     head_of,
-    labels_of,
     load_net,
-    make_exams,
     make_feed,
     make_optimizer,
     plan_of,
-    read_schema,
     settle,
+    shares,
 )
 from burnish.progress import Progress, as_time
 from burnish.recipe import Recipe
-from burnish.scoring import scorer_for
 from burnish.serve.export import export, try_adapter, write_card
 from burnish.train import memory
 from burnish.train.checkpoint import Store
@@ -73,7 +81,14 @@ from burnish.train.trackers import open_trackers
 
 PARITY_ITEMS = 4
 # Keys of the recipe that change nothing of what is learnt: the try-out and the training are kept when they change.
-UNLEARNT: Any = {"train": {"save_every"}, "guards": True, "deploy": True, "log": True, "name": True}
+UNLEARNT: Any = {
+    "train": {"save_every"},
+    "guards": True,
+    "deploy": True,
+    "log": True,
+    "name": True,
+    "mixing": {"compare_alone"},
+}
 
 
 def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -90,7 +105,7 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
             set_up(run, recipe, chosen, tokenized, tried.settings)
             exams = define_metric(run, recipe, tokenized, guarded)
             trained = train(run, recipe, chosen, tokenized, tried, exams, stop)
-            evaluate(run, recipe, chosen, tokenized, trained, exams)
+            evaluate(run, recipe, chosen, tokenized, trained, exams, stop)
             deploy(run, recipe, chosen, tokenized, trained)
     except torch.OutOfMemoryError as error:  # in training the ladder comes first, and where it ends says so itself
         failed = next((step["name"] for step in run.steps if step["status"] == "failed"), "settings")
@@ -116,71 +131,64 @@ def plan_recipe(recipe: Recipe) -> Plan:
 def choose(run: Run, recipe: Recipe) -> Chosen:
     """1: the model, its tokenizer, the objective and the files of examples."""
     with run.step("choose") as record:
-        objective = make_objective(recipe.objective)
-        if "score" in objective.needs and recipe.task.kind != "classify":
-            raise RecipeError(
-                f"the objective {recipe.objective} learns labels, and the task is to {recipe.task.kind}",
-                where="task.kind",
-                expected="classify",
-                hint="--set task.kind=classify   or --set objective=sft",
-            )
+        objectives, files = {}, list[str]()
+        for name, one in recipe.each.items():
+            with named(recipe, name):
+                objectives[name] = objective_of(one)
+                files += files_of(one)
         source = find_model(recipe.model)
         config = load_config(source, trust_remote_code=recipe.trust_remote_code)
         tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
-        files = [
-            name
-            for split in ("train", "validation", "test")
-            if isinstance(names := getattr(recipe.data, split), list)
-            for name in names
-        ]
-        schema = recipe.task.json_schema
-        scorer_for(recipe.task.kind, recipe.task.metric, schema=read_schema(schema), labels=recipe.task.labels)
-        files += [schema] if isinstance(schema, str) else []
         parts = [(one.name, one.stat()) for one in sorted(Path(source).glob("*"))]
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
         key = key_of(source, made_of, config.to_dict(), files_key(files), importlib.metadata.version("burnish"))
         write_text(run.folder / "recipe.yaml", recipe.dump())
-        if not recipe.task.goal:
+        if not recipe.goal:
             run.progress.say(
                 "! the recipe has no task.goal: one sentence that says what the model is for helps the model and the reader"
             )
-        record["summary"] = (
-            f"{recipe.model} for {recipe.task.kind}, {recipe.objective}, on {', '.join(Path(name).name for name in files)}"
-        )
-        return Chosen(source, config, tokenizer, objective, key)
+        each = recipe.each.values()
+        what = " and ".join(dict.fromkeys(f"{one.task.kind}, {one.objective}" for one in each))
+        record["summary"] = f"{recipe.model} for {what}, on {', '.join(Path(name).name for name in files)}"
+        mixed = objectives if recipe.tasks else {}
+        return Chosen(source, config, tokenizer, next(iter(objectives.values())), key, mixed)
 
 
 def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
     """2: rows that are whole, clean and told apart into splits that share nothing."""
     with run.step("clean") as record:
-        key = key_of(
-            chosen.key, recipe.data.model_dump(), recipe.guards.leakage.action, recipe.task.kind, recipe.train.seed
-        )
+        wanted = {name: (one.data.model_dump(), one.task.kind) for name, one in recipe.each.items()}
+        key = key_of(chosen.key, wanted, recipe.guards.leakage.action, recipe.train.seed)
         ledger_file = run.folder / "ledger.jsonl"
         kept = run.kept("clean", key)
         if kept is None:
             with Ledger(ledger_file) as ledger:
                 control = [one.content for one in chosen.tokenizer.added_tokens_decoder.values() if one.special]
                 try:
-                    prepared = prepare(recipe, ledger, special_tokens=control, kinds=chosen.objective.rows)
+                    kinds = {name: objective.rows for name, objective in chosen.objectives.items()}
+                    prepared = prepare_tasks(recipe, ledger, special_tokens=control, kinds=kinds)
                 except DataGuardError as error:
                     run.learn(rows=error.rows, matches=error.matches)
                     raise
             guarded = prepared.guarded
             run.forget("clean")  # rows that a kill leaves half written belong to no recipe
-            for split in ("train", "validation", "test"):
-                run.write_rows(split, getattr(guarded, split))
+            for name, part in guarded.tasks.items():
+                for split in SPLITS:
+                    run.write_rows(place_of(name, split), getattr(part, split))
             matches = [match.as_json() for match in guarded.matches]
             found = {**counted(prepared.read, ledger), "matches": matches, "ledger_bytes": ledger_file.stat().st_size}
             kept = run.keep("clean", key, found)
         else:
             record["status"] = "reused"
             cut_back(ledger_file, kept["ledger_bytes"])  # tokenizing enters its rows anew
-            guarded = Guarded.restored(
-                {split: run.read_rows(split) for split in ("train", "validation", "test")}, kept["matches"]
-            )
-        rows = {split: len(getattr(guarded, split)) for split in ("train", "validation", "test")}
-        labels = Counter(row.answer_text() for row in guarded.train) if recipe.task.kind == "classify" else Counter()
+            guarded = restored(run, recipe, kept["matches"])
+        rows = {split: len(getattr(guarded, split)) for split in SPLITS}
+        naming = [name for name, one in recipe.each.items() if one.task.kind == "classify"]
+        labels = Counter(
+            f"{name}: {row.answer_text()}" if len(naming) > 1 else row.answer_text()
+            for name in naming
+            for row in guarded.tasks[name].train
+        )
         run.parts["data"] = {**kept["data"], **rows, **({"labels": dict(labels.most_common())} if labels else {})}
         run.learn(
             rows=rows,
@@ -201,28 +209,28 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
 def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Tokenized:
     """3: ids and weights through the model's own chat template."""
     with run.step("tokenize") as record:
-        chat = chat_of(recipe, chosen, guarded)
+        parts: dict[str, Tokenized] = {}
         with Ledger(run.folder / "ledger.jsonl", append=True) as ledger:
-            train, validation, test = (
-                render_rows(getattr(guarded, split), chat, ledger) for split in ("train", "validation", "test")
-            )
-        if not train.groups:
-            raise RowError(
-                "no token of any row is trained", where="data.train", hint="burnish data check FILE   shows the mask"
-            )
+            for name, one in recipe.each.items():
+                with named(recipe, name):
+                    parts[name] = tokenized_rows(one, chosen.of(name), guarded.tasks[name], ledger)
+        tokenized = joined(parts)
+        chat, train, validation, test = tokenized.chat, tokenized.train, tokenized.validation, tokenized.test
         counts = {
             "trained": train.trained,
             "all": train.tokens,
             "truncated": train.truncated,
             "sequences": train.sequences,
             "ended": train.ended,
-            "labelled": train.sequences if chat.labels else 0,
+            "labelled": sum(part.train.sequences for part in parts.values() if part.chat.labels),
         }
         lost = ledger.by_reason("dropped")
         rows = {"train": len(train.rows), "validation": len(validation.rows), "test": len(test.rows)}
         run.learn(tokens=counts, rows=rows, dropped={**run.evidence.dropped, **lost})
         run.parts["data"] |= rows | {"dropped": {**run.parts["data"]["dropped"], **lost}}
-        run.parts["task"] = {"kind": recipe.task.kind, "system": chat.system, "max_length": chat.max_length}
+        kinds = {one.task.kind for one in recipe.each.values()}
+        kind = kinds.pop() if len(kinds) == 1 else "several"
+        run.parts["task"] = {"kind": kind, "system": chat.system, "max_length": chat.max_length}
         lengths = histogram(train.lengths)
         run.parts["data"] |= {
             "tokens": train.tokens,
@@ -233,7 +241,7 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
         share = train.trained / train.tokens
         learnt = f"{len(chat.labels)} labels" if chat.labels else f"{train.trained:,} of them trained ({share:.0%})"
         record["summary"] = f"{train.tokens:,} tokens, {learnt}, {train.truncated} sequences cut"
-        return Tokenized(chat, train, validation, test)
+        return tokenized
 
 
 def learnt(recipe: Recipe) -> dict[str, Any]:
@@ -262,10 +270,11 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
         if kept is None:
             feed = make_feed(recipe, tokenized, settings)
             ladder = make_ladder(run, recipe, net, settings, feed)
-            tasks, longest = {TASK: (chosen.objective, 1.0)}, feed.hardest()
+            tasks, longest = tasks_of(recipe, chosen, tokenized), feed.hardest()
             check_streams(tasks, longest)
-            rate, groups = settings.learning_rate, tokenized.train.groups
-            seen = smoke(net, tasks, TASK, groups, tokenized.chat, longest, rate, try_adapter, ladder)
+            groups = {name: part.train.groups for name, part in tokenized.tasks.items()}
+            chats = {name: part.chat for name, part in tokenized.tasks.items()}
+            seen = smoke(net, tasks, groups, chats, longest, settings.learning_rate, try_adapter, ladder)
             settings = ladder.settings
             found = {"summary": seen.summary, "settings": asdict(settings), "ladder": ladder.taken}
             kept = run.keep("smoke", key, asdict(seen) | found | {"rounding": net.rounding})
@@ -279,7 +288,8 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             "parameters": parameter_count(net.model),
             "trained_parameters": sum(p.numel() for p in trained_parameters(net.model).values()),
             "trained": trained_groups(net.model),
-            "head": asdict(head) if head else None,
+            "head": asdict(head) if head and not head.beside else None,
+            **({"head_beside": asdict(head)} if head and head.beside else {}),
         }
         record["summary"] = kept["summary"]
         if rounding := kept.get("rounding"):
@@ -293,7 +303,8 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
 
 def rows_to_round_on(chosen: Chosen, tokenized: Tokenized, count: int = 32) -> list[Group]:
     """Some rows to see on what the loss becomes when the base loses digits; none where no token is predicted."""
-    return tokenized.train.groups[:count] if "logp" in chosen.objective.needs else []
+    writing = [tokenized.tasks[name] for name, one in chosen.objectives.items() if "logp" in one.needs]
+    return writing[0].train.groups[:count] if writing else []
 
 
 def make_ladder(
@@ -308,6 +319,8 @@ def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, setti
     with run.step("set up") as record:
         plan = plan_of(recipe, chosen, tokenized, settings)
         run.learn(plan=plan.as_json())
+        if recipe.tasks:
+            run.parts["tasks"] = described(recipe, tokenized, make_feed(recipe, tokenized, settings).seen())
         if not plan.fits:
             run.progress.say(
                 f"! {gib(plan.memory['total'])} are predicted and {gib(plan.memory_available)} are free; what would fit: {plan.would_fit}"
@@ -322,15 +335,15 @@ def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, setti
 def define_metric(run: Run, recipe: Recipe, tokenized: Tokenized, guarded: Guarded) -> dict[str, Exam]:
     """6: what a good answer is, as an exam over the validation rows, one over the locked test rows, and the base model's own."""
     with run.step("metric") as record:
-        task = recipe.task
-        answered = check_answerable([*tokenized.validation.rows, *tokenized.test.rows])
-        labels = labels_of(recipe, guarded)
-        scorer = (
-            scorer_for(task.kind, task.metric, schema=read_schema(task.json_schema), labels=labels)
-            if answered
-            else None
-        )
-        exams = make_exams(recipe, tokenized, scorer)
+        starts = starts_of(tokenized)
+        apart = {
+            name: exams_of(one, tokenized.tasks[name], guarded.tasks[name], starts[name])
+            for name, one in recipe.each.items()
+        }
+        exams = {
+            split: together({name: own[split] for name, own in apart.items()}, shares(recipe, tokenized))
+            for split in ("validation", "test", "base")
+        }
         metric = exams["test"].metric
         run.parts["task"] |= {"metric": metric}
         sizes = f"{len(exams['validation'].items)} questions to validate with, {len(exams['test'].items)} locked"
@@ -359,7 +372,7 @@ def train(
             ladder.taken += tried.taken
             session = Session(
                 net=net,
-                tasks={TASK: (chosen.objective, 1.0)},
+                tasks=tasks_of(recipe, chosen, tokenized),
                 feed=feed,
                 optim=optim,
                 exam=exams["validation"].first(recipe.train.validation_items),
@@ -398,7 +411,13 @@ def train(
 
 
 def evaluate(
-    run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained, exams: dict[str, Exam]
+    run: Run,
+    recipe: Recipe,
+    chosen: Chosen,
+    tokenized: Tokenized,
+    trained: Trained,
+    exams: dict[str, Exam],
+    stop: StopSignal,
 ) -> None:
     """8: base and tuned on the locked test rows, the same items and decoding, paired."""
     with run.step("evaluate") as record:
@@ -406,17 +425,21 @@ def evaluate(
         if not exam.items:
             record["summary"] = "there are no test rows, so nothing is proven"
             return
-        key = key_of(
-            trained.key, trained.report["best_step"], run.evidence.test_hash, recipe.task.model_dump(mode="json")
-        )
+        tasks = [one.task.model_dump(mode="json") for one in recipe.each.values()]
+        key = key_of(trained.key, trained.report["best_step"], run.evidence.test_hash, tasks)
         kept = run.kept("evaluate", key)
         if kept is None:
             tuned = sit(run, exam, trained.net, tokenized, "tuned")
             with base_of(recipe, chosen, trained.net) as base_net:
                 base = sit(run, exams["base"], base_net, tokenized, "base")
-            kept = run.keep("evaluate", key, compare(exam, base, tuned, seed=recipe.train.seed))
+            kept = run.keep("evaluate", key, compare_all(exam, base, tuned, seed=recipe.train.seed))
         else:
             record["status"] = "reused"
+        if recipe.tasks and recipe.mixing.compare_alone:
+            seen = make_feed(recipe, tokenized, decide(run, recipe, chosen, tokenized)).seen()
+            sit_alone = partial(train_alone, chosen, tokenized, stop)
+            kept = kept | {"tasks": against_alone(run, recipe, tokenized, seen, exams, kept["tasks"], key, sit_alone)}
+        kept = without_scores(kept)
         run.parts["evaluation"] = kept
         run.learn(evaluation=kept)
         low, high = kept["ci95"]
@@ -426,6 +449,16 @@ def evaluate(
         )
 
 
+def train_alone(
+    chosen: Chosen, tokenized: Tokenized, stop: StopSignal, run: Run, recipe: Recipe, task: str, exams: dict[str, Exam]
+) -> Sitting:
+    """Train a model on one of the tasks alone, in a folder of its own, and let it sit that task's test."""
+    chosen, tokenized = chosen.of(task), tokenized.tasks[task]
+    tried = try_out(run, recipe, chosen, tokenized, decide(run, recipe, chosen, tokenized))
+    trained = train(run, recipe, chosen, tokenized, tried, exams, stop)
+    return sit(run, exams["test"], trained.net, tokenized, "single-task")
+
+
 def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained) -> None:
     """9: files that load anywhere, held against the model that was evaluated, and a card."""
     with run.step("deploy") as record:
@@ -433,8 +466,8 @@ def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, train
         key = key_of(trained.key, trained.report["best_step"], wanted)
         kept = run.kept("deploy", key)
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):
-            groups = (tokenized.test.groups or tokenized.train.groups)[:PARITY_ITEMS]
-            fixed = [group[0].ids for group in groups]
+            parts = tokenized.tasks.values()
+            fixed = [group[0].ids for one in parts for group in (one.test.groups or one.train.groups)[:PARITY_ITEMS]]
             for name in {"adapter", "merged"} - set(wanted):  # what another recipe left there is not this model
                 shutil.rmtree(run.folder / name, ignore_errors=True)
             parity = export(trained.net.model, tokenized.chat, chosen.source, run.folder, wanted, fixed)
@@ -462,7 +495,7 @@ def finish(run: Run, recipe: Recipe) -> dict[str, Any]:
         "name": run.name,
         "folder": str(run.folder),
         "created": now(),
-        "goal": recipe.task.goal,
+        "goal": recipe.goal,
         "verdict": verdict,
         "reasons": reasons,
         "recipe": recipe.dump(),

@@ -1,7 +1,8 @@
 """The recipe: one YAML file that says what to train, on what, and what to make of it.
 
-Every key has a default but `data.train`. Unknown keys fail and name the nearest one; `--set a.b=c` overrides any key. Where a key
-means the same as one of Hugging Face's `TrainingArguments` or PEFT's `LoraConfig`, their name is accepted too.
+Every key has a default but `data.train`, which each of several `tasks` brings for itself. Unknown keys fail and name the nearest one;
+`--set a.b=c` overrides any key. Where a key means the same as one of Hugging Face's `TrainingArguments` or PEFT's `LoraConfig`, their
+name is accepted too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from burnish.errors import RecipeError
 
@@ -44,6 +45,8 @@ def _own_optimizer(value: Any) -> Any:
 Optimizer = Annotated[Literal["auto", "adamw", "adamw8bit"], BeforeValidator(_own_optimizer)]
 Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+MAIN = "main"  # the name of the task of a recipe without `tasks`
+OF_ONE = {"data", "task", "objective"}  # keys that each of several tasks has for itself
 
 
 class Section(BaseModel):
@@ -134,6 +137,24 @@ class Guards(Section):
     leakage: Leakage = Leakage()
 
 
+class OneTask(Section):
+    """One of several tasks that a model learns at once: what it is, what it learns from, and how much it weighs."""
+
+    data: Data
+    task: Task = Task.model_validate({})
+    objective: str = "sft"
+    weight: Annotated[float, Field(gt=0)] = 1.0  # times its share by the mixing
+
+
+class Mixing(Section):
+    """How much of a step each task gets (arXiv 1910.10683, 3.5.2): its rows, these to the power 1/temperature, or its weight alone."""
+
+    by: Literal["size", "temperature", "weights"] = "temperature"
+    temperature: Annotated[float, Field(ge=1)] = 2.0  # 1 is by size; the higher, the more alike are the shares
+    cap: Annotated[int, Field(ge=1)] | None = None  # rows from which on a task counts as no larger
+    compare_alone: bool = False  # also train each task alone, to see which one the others help or hurt
+
+
 class Deploy(Section):
     export: list[Literal["adapter", "merged"]] = ["adapter", "merged"]
 
@@ -151,12 +172,51 @@ class Recipe(Section):
     train: Train = Train()
     guards: Guards = Guards()
     deploy: Deploy = Deploy()
+    tasks: dict[Annotated[str, Field(pattern=r"^\w+$")], OneTask] = {}  # several, in place of data, task and objective
+    mixing: Mixing = Mixing()
     log: list[Tracker] = []
     trust_remote_code: bool = False  # runs Python that the model's author wrote, on this machine
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, values: Any) -> Any:
+        """Several tasks bring their own data; only `data.sample`, of a first try, is said once for all of them."""
+        tasks = values.get("tasks") if isinstance(values, Mapping) else None
+        if not isinstance(tasks, Mapping) or not tasks:
+            return values
+        size = data.get("sample") if isinstance(data := values.get("data"), Mapping) else None
+        if size is not None:
+            tasks = {name: _with_sample(one, size) for name, one in tasks.items()}
+        return {**values, "tasks": tasks, "data": Data.model_construct(train=[], sample=size)}
+
+    @property
+    def each(self) -> dict[str, Recipe]:
+        """The recipe of each task by its name, as if it were alone; a recipe without `tasks` is that of its one task."""
+        if not self.tasks:
+            return {MAIN: self}
+        return {
+            name: self.model_copy(
+                update={"data": one.data, "task": one.task, "objective": one.objective, "tasks": {}, "mixing": Mixing()}
+            )
+            for name, one in self.tasks.items()
+        }
+
+    @property
+    def goal(self) -> str:
+        """What the model is for."""
+        return " ".join(filter(None, (one.task.goal.strip() for one in self.each.values())))
+
     def dump(self) -> str:
         """The recipe as YAML, every key spelled out."""
-        return yaml.safe_dump(self.model_dump(mode="json", by_alias=False), sort_keys=False, allow_unicode=True)
+        unused = OF_ONE if self.tasks else {"tasks", "mixing"}
+        values = self.model_dump(mode="json", by_alias=False, exclude=unused)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _with_sample(one: Any, size: Any) -> Any:
+    """A task's values with a size of sample, unless they are no section, which is told elsewhere."""
+    data = one.get("data") if isinstance(one, Mapping) else None
+    return {**one, "data": {**data, "sample": size}} if isinstance(data, Mapping) else one
 
 
 _SECTIONS = {
@@ -274,23 +334,52 @@ def _put(values: dict[str, Any], path: tuple[Any, ...], value: Any) -> bool:
 
 def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Path | None = None) -> Recipe:
     """A checked recipe from plain values. Raises RecipeError as `load_recipe` does."""
+    values = own_names(values, where)
+    check_tasks(values, where)
     try:
-        recipe = Recipe.model_validate(own_names(values, where))
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise _explained(error, where) from error
     if folder is None:
         return recipe
-    data = recipe.data
-    found: dict[str, Any] = {"train": [_beside(folder, name) for name in data.train]}
-    for split in ("validation", "test"):
-        if isinstance(files := getattr(data, split), list):
-            found[split] = [_beside(folder, name) for name in files]
-    schema = recipe.task.json_schema
-    task = recipe.task.model_copy(
-        update={"json_schema": _beside(folder, schema) if isinstance(schema, str) else schema}
-    )
     model = _beside(folder, recipe.model) if recipe.model.endswith(".gguf") else recipe.model
-    return recipe.model_copy(update={"data": data.model_copy(update=found), "task": task, "model": model})
+    tasks = {name: one.model_copy(update=_found(folder, one)) for name, one in recipe.tasks.items()}
+    return recipe.model_copy(update={**_found(folder, recipe), "tasks": tasks, "model": model})
+
+
+def check_tasks(values: Mapping[str, Any], where: str) -> None:
+    """Raise RecipeError where `tasks` stands beside what it takes the place of, or holds fewer than two."""
+    tasks = values.get("tasks")
+    if tasks is None:
+        return
+    if not isinstance(tasks, Mapping) or len(tasks) < 2:
+        raise RecipeError(
+            f"`tasks` is {_brief(tasks)}",
+            where=where,
+            expected="two or more names, each with its own data, task and objective",
+            hint="data: {train: examples.jsonl}   at the top, for one task",
+        )
+    data = values.get("data")
+    sample_alone = isinstance(data, Mapping) and set(data) == {"sample"}
+    if beside := sorted(key for key in OF_ONE & values.keys() if not (key == "data" and sample_alone)):
+        key = beside[0]
+        raise RecipeError(
+            f"the key `{key}` stands beside `tasks`",
+            where=where,
+            expected=f"`{key}` within each task",
+            hint=f"tasks: {{{next(iter(tasks))}: {{{key}: ...}}}}",
+        )
+
+
+def _found(folder: Path, one: Recipe | OneTask) -> dict[str, Any]:
+    """The sections of a task that name files, with their paths."""
+    data, schema = one.data, one.task.json_schema
+    splits = {
+        split: files for split in ("train", "validation", "test") if isinstance(files := getattr(data, split), list)
+    }
+    found = {split: [_beside(folder, name) for name in files] for split, files in splits.items()}
+    schema = _beside(folder, schema) if isinstance(schema, str) else schema
+    return {"data": data.model_copy(update=found), "task": one.task.model_copy(update={"json_schema": schema})}
 
 
 def _beside(folder: Path, name: str) -> str:
@@ -355,7 +444,11 @@ def _is_union_tag(part: str) -> bool:
 
 
 def _known_keys(path: list[str]) -> list[str]:
-    section: type[BaseModel] = Recipe
+    section: type[BaseModel]
+    if path[:1] == ["tasks"]:  # the next is a name
+        section, path = (OneTask, path[2:]) if len(path) > 1 else (Recipe, [])
+    else:
+        section = Recipe
     for name in path:
         annotation = section.model_fields[name].annotation if name in section.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

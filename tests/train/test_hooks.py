@@ -146,3 +146,38 @@ def test_in_a_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert failures == []
+
+
+def looks_of(**metrics):
+    """Looks at several tasks: task -> its metric at each look."""
+    count = len(next(iter(metrics.values())))
+    return [
+        Validation(
+            step,
+            1.0,
+            sum(values[step] for values in metrics.values()) / len(metrics),
+            {},
+            [],
+            [],
+            {name: {"loss": 1.0, "metric": values[step], "scores": []} for name, values in metrics.items()},
+        )
+        for step in range(count)
+    ]
+
+
+def validate_with(history, patience=2):
+    return Validate(lambda step: history[step], frozenset(), patience, history=history)
+
+
+def test_a_task_that_goes_on_getting_better_keeps_the_others_going():
+    validate = validate_with(looks_of(risen=[0.1, 0.2, 0.3, 0.4], fallen=[0.9, 0.5, 0.2, 0.1]))
+    assert validate.best.step == 0
+    assert validate.reason_to_stop is None
+    assert validate.standing()["fallen"]["said"] == "falls since step 0"
+    assert validate.standing()["risen"]["said"] == ""
+
+
+def test_training_stops_once_every_task_has_stopped_getting_better():
+    validate = validate_with(looks_of(one=[0.1, 0.4, 0.4, 0.4], other=[0.9, 0.5, 0.2, 0.1]))
+    assert validate.reason_to_stop == "no task better for 2 validations"
+    assert validate.standing()["one"]["said"] == "no better since step 1"

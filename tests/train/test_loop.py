@@ -99,13 +99,14 @@ def test_the_loss_of_a_step_is_the_mean_over_its_trained_tokens(net):
     assert stats["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_tasks_of_a_step_are_counted_apart_and_weighed(net):
+def test_tasks_of_a_step_are_counted_apart_and_weighed_by_their_part_of_its_groups(net):
     batches = [pack(groups_of(5), row_tokens=24, task="one"), pack(groups_of(2, length=30), row_tokens=30, task="two")]
     tasks = {"one": (make_objective("sft"), 0.25), "two": (make_objective("sft"), 2.0)}
     alone = [
         backward(net, {batch.task: (make_objective("sft"), 1.0)}, [batch], make_optim(net))[0] for batch in batches
     ]
-    assert backward(net, tasks, batches, make_optim(net))[0] == pytest.approx(0.25 * alone[0] + 2 * alone[1], rel=1e-5)
+    wanted = 5 / 7 * 0.25 * alone[0] + 2 / 7 * 2.0 * alone[1]
+    assert backward(net, tasks, batches, make_optim(net))[0] == pytest.approx(wanted, rel=1e-5)
 
 
 class Poisoned:

@@ -39,7 +39,7 @@ def try_out(make_model, tokenizer):
         groups = [chat.render(row) for row in rows]
         longest = [pack(groups, row_tokens=128, task="main")]
         tasks = {"main": (objective or make_objective("sft"), 1.0)}
-        return smoke(net, tasks, "main", groups, chat, longest, rate, export), net
+        return smoke(net, tasks, {"main": groups}, {"main": chat}, longest, rate, export), net
 
     return run
 
@@ -64,7 +64,7 @@ def test_a_score_head_is_tried_in_the_same_way(adapter, make_classifier, tokeniz
     groups = [chat.render(row) for row in rows]
     longest = [pack(groups, row_tokens=128, task="main")]
     tasks = {"main": (make_objective("classify"), 1.0)}
-    report = smoke(net, tasks, "main", groups, chat, longest, 0.003, lambda model, folder: None)
+    report = smoke(net, tasks, {"main": groups}, {"main": chat}, longest, 0.003, lambda model, folder: None)
     assert report.learnt_loss < 0.3
     assert report.head_difference < 1e-3
     assert report.mask == "a ⟪red⟫"
@@ -174,7 +174,8 @@ def test_a_batch_that_does_not_fit_goes_down_the_ladder_where_there_is_one(make_
     settings = Settings(5, 256, epochs=1, steps=1, learning_rate=0.003, precision="fp32", device="cpu")
     ladder = Ladder(net, settings, feed, low_rank=True)
     tasks = {"main": (Tight(), 1.0)}
-    report = smoke(net, tasks, "main", groups, chat, feed.hardest(), 0.003, lambda model, folder: None, ladder)
+    rows, chats, longest = {"main": groups}, {"main": chat}, feed.hardest()
+    report = smoke(net, tasks, rows, chats, longest, 0.003, lambda model, folder: None, ladder)
     assert report.longest_tokens <= ladder.settings.micro_tokens < 256
     assert ladder.taken[0].startswith("the try-out: ")
 

@@ -51,12 +51,16 @@ class Feed:
                     ahead = {(self.step, self.micro_tokens): aside.submit(self._micro, self.step)}
                 yield packed.result() if packed else self.again()
 
+    def seen(self) -> dict[str, int]:
+        """How many groups of each task the whole run deals; a group that comes again counts again."""
+        return {self.task: sum(len(self._order(step)) for step in range(self.total_steps))}
+
     def again(self) -> list[Batch]:
         """The micro-batches of the step that was yielded last, cut to the `micro_tokens` of now: the same rows, in the same order."""
         return self._micro(self.step - 1)
 
     def _micro(self, step: int) -> list[Batch]:
-        return self._cut(self._groups_of(step))
+        return [self._packed(part) for part in self._parts(self._order(step))]
 
     @property
     def longest(self) -> int:
@@ -73,22 +77,26 @@ class Feed:
         Twice where a step has several micro-batches: gradients of the first are then there beside the activations of the second.
         """
         sized = (
-            (sum(self._sizes[index] for index in order[part]), order[part])
+            (sum(self._sizes[index] for index in part), part)
             for step in range(self.total_steps)
-            for order in [self._order(step)]
-            for part in parts_of([self._sizes[index] for index in order], self.micro_tokens)
+            for part in self._parts(self._order(step))
         )
         few = heapq.nlargest(4, sized)  # padding may turn the order of nearly equal ones
-        packed = [self._cut([self.groups[index] for index in part])[0] for _, part in few]
+        packed = [self._packed(part) for _, part in few]
         largest = max(packed, key=lambda batch: batch.ids.numel())
         return [largest, largest] if self.largest_step() > self.micro_tokens else [largest]
 
-    def _cut(self, groups: Sequence[Group]) -> list[Batch]:
-        row = self.row_tokens or max(self.micro_tokens, self.longest)
-        return list(micro_batches(groups, self.task, row_tokens=row, micro_tokens=self.micro_tokens))
+    def _parts(self, order: Sequence[int]) -> Iterator[Sequence[int]]:
+        """A step's groups by number, cut into its micro-batches."""
+        return (order[part] for part in parts_of([self._sizes[index] for index in order], self.micro_tokens))
 
-    def _groups_of(self, step: int) -> list[Group]:
-        return [self.groups[index] for index in self._order(step)]
+    def _packed(self, part: Sequence[int]) -> Batch:
+        row = self.row_tokens or max(self.micro_tokens, self.longest)
+        return pack([self.groups[index] for index in part], row_tokens=row, task=self._task_of(part[0]))
+
+    def _task_of(self, index: int) -> str:
+        """Whose group this is."""
+        return self.task
 
     def _order(self, step: int) -> list[int]:
         """The numbers of a step's groups."""

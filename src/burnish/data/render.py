@@ -270,6 +270,17 @@ class Rendered:
         return [len(seq) for group in self.groups for seq in group]
 
 
+def joined(parts: Sequence[Rendered]) -> Rendered:
+    """Several as one: groups and rows one after another, counts added up."""
+    summed = ("tokens", "trained", "truncated", "ended", "sequences")
+    return Rendered(
+        [group for part in parts for group in part.groups],
+        [row for part in parts for row in part.rows],
+        **{name: sum(getattr(part, name) for part in parts) for name in summed},
+        longest_answer=max(part.longest_answer for part in parts),
+    )
+
+
 def render_rows(rows: Iterable[Row], chat: Chat, ledger: Ledger) -> Rendered:
     """Render rows that teach something. One whose answer was cut away whole is dropped, one that was cut is noted."""
     done = Rendered()

@@ -7,7 +7,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from burnish.data.dedup import Match, find_matches, near_pairs
@@ -16,6 +16,7 @@ from burnish.data.private import masked
 from burnish.data.rows import Row
 from burnish.data.similar import Index
 from burnish.errors import DataGuardError, RecipeError
+from burnish.recipe import MAIN
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Splits:
 class Guarded:
     """Rows told apart of which no held-out one also stands in train. Only `guard` and `restored` make it; a feed takes nothing else.
 
-    matches: what stood in two splits, or is near. test_hash: SHA-256 of the test rows, which lock them.
+    matches: what stood in two splits, or is near. test_hash: SHA-256 of the test rows, which lock them. parts: the same by task, where
+    there are several.
     """
 
     train: list[Row]
@@ -39,12 +41,22 @@ class Guarded:
     test: list[Row]
     matches: list[Match]
     test_hash: str
+    parts: Mapping[str, Guarded] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> Mapping[str, Guarded]:
+        """The rows of each task by its name."""
+        return self.parts or {MAIN: self}
 
     @staticmethod
     def restored(splits: Mapping[str, list[Row]], matches: Sequence[Mapping[str, Any]]) -> Guarded:
         """What `guard` returned in an earlier run of the same recipe on the same files."""
         return Guarded(
-            **splits, matches=[Match.restored(match) for match in matches], test_hash=hash_rows(splits["test"])
+            splits["train"],
+            splits["validation"],
+            splits["test"],
+            [Match.restored(match) for match in matches],
+            hash_rows(splits["test"]),
         )
 
 

@@ -33,6 +33,7 @@ MISSING = "–"
 _UNPRINTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 METRICS = {
+    "mean_of_tasks": "mean of the tasks' metrics, each task counting the same",
     "token_f1": "how many words an answer shares with the wanted one (F1)",
     "rouge_l": "the longest run of words in the wanted order (ROUGE-L)",
     "exact_match": "share of answers that are exactly the wanted one",

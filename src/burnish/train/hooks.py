@@ -27,7 +27,7 @@ class Validation:
     """One look at the validation split.
 
     loss: nats a trained token. metric: the main figure, higher is better. answers: to the fixed prompts. scores: the metric of each item,
-    or what stands for it.
+    or what stands for it. tasks: loss, metric and scores of each task, where there are several.
     """
 
     step: int
@@ -36,6 +36,11 @@ class Validation:
     metrics: dict[str, float]
     answers: list[str]
     scores: list[float] = field(default_factory=list)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def of_task(self, name: str) -> Validation:
+        """What this look saw of one task."""
+        return Validation(self.step, metrics={}, answers=[], **self.tasks[name])
 
     def beats(self, other: Validation) -> bool:
         """Whether this look is better: by the metric, or by the loss where the metric's difference is within its own noise.
@@ -48,6 +53,20 @@ class Validation:
         if abs(self.metric - other.metric) <= noise:
             return self.loss < other.loss
         return self.metric > other.metric
+
+
+def best_of(history: Sequence[Validation]) -> Validation | None:
+    """The look that beat the best one before it; None without any."""
+    best: Validation | None = None
+    for seen in history:
+        if best is None or seen.beats(best):
+            best = seen
+    return best
+
+
+def looks_since_best(history: Sequence[Validation]) -> int:
+    best = best_of(history)
+    return sum(seen.step > best.step for seen in history) if best else 0
 
 
 @dataclass
@@ -67,17 +86,42 @@ class Validate:
     @property
     def best(self) -> Validation | None:
         """The look that beat the best one before it: its weights are always among those that were saved."""
-        best: Validation | None = None
-        for seen in self.history:
-            if seen.step not in self.lost and (best is None or seen.beats(best)):
-                best = seen
-        return best
+        return best_of([seen for seen in self.history if seen.step not in self.lost])
 
     @property
     def reason_to_stop(self) -> str | None:
+        """Where there are several tasks, one that goes on getting better keeps the others going."""
+        seen = self.by_task()
+        since = min(looks_since_best(own) for own in seen.values()) if seen else self._since_best()
+        what = "no task better" if seen else "no better"
+        return f"{what} for {since} validations" if since >= self.patience else None
+
+    def _since_best(self) -> int:
         best = self.best
-        since = sum(seen.step > best.step for seen in self.history) if best else 0
-        return f"no better for {since} validations" if since >= self.patience else None
+        return sum(seen.step > best.step for seen in self.history) if best else 0
+
+    def by_task(self) -> dict[str, list[Validation]]:
+        """Every look at each task, in order."""
+        names = self.history[0].tasks if self.history else {}
+        return {name: [seen.of_task(name) for seen in self.history] for name in names}
+
+    def standing(self) -> dict[str, dict[str, Any]]:
+        """Of each task: the step at which it was best, its metric there and now, and what that means in words."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, seen in self.by_task().items():
+            best, last, since = best_of(seen), seen[-1], looks_since_best(seen)
+            assert best is not None
+            said = "falls" if best.beats(last) else "no better"
+            found[name] = {
+                "best_step": best.step,
+                "best_metric": best.metric,
+                "last_metric": last.metric,
+                "looks_since_best": since,
+                "said": f"{said} since step {best.step}"
+                if since >= self.patience or (since and said == "falls")
+                else "",
+            }
+        return found
 
     def look(self, step: int) -> None:
         """Measure at this step unless it was done, as it may have been before a run went on."""

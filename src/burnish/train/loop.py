@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -145,19 +146,24 @@ def accumulate(net: Net, tasks: Tasks, micro: Sequence[Batch], optim: Optim, pas
     """Gradients of one optimiser step from its micro-batches, clipped, and what was added up on the way.
 
     Everything is counted before any loss is scaled, so that each token (or group) weighs the same in whichever micro-batch it lies.
+    Of several tasks each has its own mean, which counts by its part of the step's groups, times its weight.
     """
     passes = passes or partial(forward_backward, net)
     counts: dict[str, Tensor] = {}
+    groups: Counter[str] = Counter()
     for batch in micro:
+        groups[batch.task] += batch.groups
         counts[batch.task] = counts.get(batch.task, torch.zeros(())) + tasks[batch.task][0].count(batch)
     total = torch.zeros((), dtype=torch.float64, device=net.device)
     sums: dict[str, Tensor] = {}  # name -> (sum, count), (2,) float64
     for number, batch in enumerate(micro, 1):
         objective, weight = tasks[batch.task]
         with optim.around_backward(last=number == len(micro)):
-            scaled, stats = passes(objective, batch, weight / counts[batch.task].clamp_min(1e-12))
+            part = weight * groups[batch.task] / max(groups.total(), 1)
+            scaled, stats = passes(objective, batch, part / counts[batch.task].clamp_min(1e-12))
         total += scaled
         for name, pair in stats.items():
+            name = name if len(tasks) == 1 else f"{batch.task}/{name}"
             sums[name] = sums.get(name, 0) + torch.stack([value.double() for value in pair]).to(net.device)
     norm = optim.gradient_norm().double().to(net.device)
     return Sums(torch.cat([total[None], norm[None], *sums.values()]), list(sums))

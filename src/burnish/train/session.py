@@ -135,13 +135,16 @@ class Session:
         figures = self.exam.figures(sitting)
         scores = [score[self.exam.item_metric] for score in sitting.scores]
         answers = sitting.answers[:FIXED_PROMPTS]
-        found = Validation(step, sitting.loss, figures[self.exam.metric], figures, answers, scores)
+        tasks = self.exam.by_task(sitting)
+        found = Validation(step, sitting.loss, figures[self.exam.metric], figures, answers, scores, tasks)
         record.write(
             step, {"validation_loss": found.loss, **{f"validation_{name}": value for name, value in figures.items()}}
         )
         self.progress.say(
             f"    step {step}/{self.feed.total_steps}: validation loss {found.loss:.3f}, {self.exam.metric} {found.metric:.3f}"
         )
+        for name, seen in tasks.items():
+            self.progress.say(f"      {name}: loss {seen['loss']:.3f}, {seen['metric']:.3f}")
         if any(answers):  # plain text is read, not answered
             for item, answer in zip(self.exam.items, answers, strict=False):
                 asked, answered = (" ".join(text.split())[:110] for text in (item.question, answer))
@@ -168,6 +171,7 @@ class Session:
                 for line in curve
             ],
             "validations": [asdict(seen) for seen in validate.history],
+            **({"tasks": validate.standing()} if validate.by_task() else {}),
             "prompts": [item.question for item in self.exam.items[:FIXED_PROMPTS]],
             "notes": self.store.notes,
         }

@@ -85,7 +85,7 @@ def shape_of(config: PretrainedConfig, model: nn.Module) -> Shape:
         )
         or 2,
         ranks=sum(p.shape[0] for name, p in named.items() if "lora_A" in name) / text.num_hidden_layers,
-        vocabulary=0 if any("score" in name.split(".") for name in own) else text.vocab_size,
+        vocabulary=text.vocab_size if _writes(model) else 0,
         parameters=parameter_count(model),
         frozen=sum(p.numel() for p in named.values() if not p.requires_grad),
         trained=sum(p.numel() for p in trained.values()),
@@ -101,6 +101,12 @@ def shape_of(config: PretrainedConfig, model: nn.Module) -> Shape:
         low_rank=low_rank,
         head_trained=any("embed" in name or "head" in name for name in trained if "lora_" not in name),
     )
+
+
+def _writes(model: Any) -> bool:
+    """Whether the model has a vocabulary head; a score head may stand in its place."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.get_output_embeddings() is not None
 
 
 def _mlp(text: Any) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,8 @@ class SmokeReport:
 def smoke(
     net: Net,
     tasks: Tasks,
-    task: str,
-    groups: Sequence[Group],
-    chat: Chat,
+    groups: Mapping[str, Sequence[Group]],
+    chats: Mapping[str, Chat],
     longest: Sequence[Batch],
     rate: float,
     export: Callable[[Any, Path], None],
@@ -58,15 +57,16 @@ def smoke(
 ) -> SmokeReport:
     """Try every part of the run once; the weights are as they were when it returns.
 
-    longest: the micro-batches of a step of the longest rows. rate: the run's learning rate. export: saves the trained part into a
-    folder and reads it back. ladder: what to give up where the longest do not fit. Raises SmokeError naming the part that failed.
+    groups, chats: of each task, by its name. longest: the micro-batches of a step of the longest rows. rate: the run's learning rate.
+    export: saves the trained part into a folder and reads it back. ladder: what to give up where the longest do not fit. Raises
+    SmokeError naming the part that failed.
     """
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained_parameters(net).items()}
     random = random_state()
     try:
-        difference = _head_difference(net, tasks, task, groups)
+        difference = max(_head_difference(net, tasks, task, rows) for task, rows in groups.items())
         tokens = _longest_step(net, tasks, longest, ladder)
-        first, last, steps = _learn_by_heart(net, tasks, task, groups, _optimizer(net, rate * 2, ladder))
+        first, last, steps = _learn_by_heart(net, tasks, groups, _optimizer(net, rate * 2, ladder))
         with tempfile.TemporaryDirectory() as folder:
             export(net.model, Path(folder))
     finally:
@@ -75,7 +75,8 @@ def smoke(
                 parameter.copy_(before[name])
         net.zero_grad(set_to_none=True)
         set_random_state(random)
-    return SmokeReport(tokens, first, last, steps, difference, chat.show(_shortest(groups)[0][0]))
+    masks = [chats[task].show(_shortest(rows)[0][0]) for task, rows in groups.items()]
+    return SmokeReport(tokens, first, last, steps, difference, "\n".join(masks))
 
 
 def _head_difference(net: Net, tasks: Tasks, task: str, groups: Sequence[Group]) -> float:
@@ -109,7 +110,12 @@ def _of_labels(net: Net, batch: Batch) -> torch.Tensor:
     """(1,C) for the labels of a batch of one sequence. Beside bf16 weights the head is float32, which plain transformers must be told."""
     ours = net(batch, frozenset({"score"})).score
     with torch.autocast(net.device.type, torch.bfloat16, enabled=net.precision != "fp32"):
-        logits = net.model(input_ids=batch.ids[:, : int(batch.last) + 1], use_cache=False).logits
+        ids, inner = batch.ids[:, : int(batch.last) + 1], net.language_model
+        if inner.get_output_embeddings() is None:
+            logits = net.model(input_ids=ids, use_cache=False).logits
+        else:  # a head beside the vocabulary's
+            hidden = net.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
+            logits = inner.score(hidden[:, -1].to(inner.score.weight.dtype))
     assert ours is not None
     return ours.log_softmax(-1) - logits.float().log_softmax(-1)
 
@@ -168,11 +174,11 @@ def _check_gradient(loss: float, norm: float, longest: Sequence[Batch]) -> None:
 
 
 def _learn_by_heart(
-    net: Net, tasks: Tasks, task: str, groups: Sequence[Group], optim: Optim
+    net: Net, tasks: Tasks, groups: Mapping[str, Sequence[Group]], optim: Optim
 ) -> tuple[float, float, int]:
-    """Train on a few rows until their loss has nearly gone: (first loss, last loss, steps)."""
-    chosen = _shortest(groups)[:MEMORY_ROWS]
-    batch = [pack(chosen, row_tokens=MEMORY_TOKENS, task=task)]
+    """Train on a few rows of each task until their loss has nearly gone: (first loss, last loss, steps)."""
+    chosen = {task: _shortest(rows)[:MEMORY_ROWS] for task, rows in groups.items()}
+    batch = [pack(rows, row_tokens=MEMORY_TOKENS, task=task) for task, rows in chosen.items()]
     losses: list[float] = []
     net.train()
     for _ in range(MEMORY_STEPS):
@@ -183,8 +189,8 @@ def _learn_by_heart(
             return losses[0], loss, len(losses)
         optim.step()
     raise SmokeError(
-        f"the loss of {len(chosen)} rows fell from {losses[0]:.2f} only to {losses[-1]:.2f} in {MEMORY_STEPS} steps",
-        where=f"learning {', '.join(batch[0].where)} by heart",
+        f"the loss of {sum(map(len, chosen.values()))} rows fell from {losses[0]:.2f} only to {losses[-1]:.2f} in {MEMORY_STEPS} steps",
+        where=f"learning {', '.join(place for part in batch for place in part.where)} by heart",
         expected=f"under {LEARNT * losses[0]:.2f}; a model that cannot learn two rows cannot learn a file",
         hint="--set train.learning_rate=auto   and look at the rows with burnish data check",
     )
