@@ -46,6 +46,7 @@ from burnish.parts import (
     Tried,
     base_of,
     chat_of,
+    check_head,
     head_of,
     labels_of,
     load_net,
@@ -54,6 +55,7 @@ from burnish.parts import (
     make_optimizer,
     plan_of,
     read_schema,
+    remember_features,
     settle,
 )
 from burnish.progress import Progress, as_time
@@ -124,6 +126,8 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
                 expected="classify",
                 hint="--set task.kind=classify   or --set objective=sft",
             )
+        if recipe.adapter.method == "head":
+            check_head(recipe, objective)
         source = find_model(recipe.model)
         config = load_config(source, trust_remote_code=recipe.trust_remote_code)
         tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
@@ -299,7 +303,7 @@ def rows_to_round_on(chosen: Chosen, tokenized: Tokenized, count: int = 32) -> l
 def make_ladder(
     run: Run, recipe: Recipe, net: Net, settings: memory.Settings, feed: Feed, optim: Optim | None = None
 ) -> Ladder:
-    low_rank = recipe.adapter.method != "full"
+    low_rank = recipe.adapter.method not in ("full", "head")
     return Ladder(net, settings, feed, low_rank=low_rank, optim=optim, say=run.progress.say)
 
 
@@ -357,6 +361,7 @@ def train(
             feed, optim = make_feed(recipe, tokenized, settings), make_optimizer(recipe, net, settings)
             ladder = make_ladder(run, recipe, net, settings, feed, optim)
             ladder.taken += tried.taken
+            remember_features(net, tokenized, exams["validation"], recipe.train.max_length)
             session = Session(
                 net=net,
                 tasks={TASK: (chosen.objective, 1.0)},
@@ -429,7 +434,9 @@ def evaluate(
 def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained) -> None:
     """9: files that load anywhere, held against the model that was evaluated, and a card."""
     with run.step("deploy") as record:
-        wanted = [name for name in recipe.deploy.export if name == "merged" or recipe.adapter.method != "full"]
+        wanted = [
+            name for name in recipe.deploy.export if name == "merged" or recipe.adapter.method not in ("full", "head")
+        ]
         key = key_of(trained.key, trained.report["best_step"], wanted)
         kept = run.kept("deploy", key)
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):
