@@ -1,4 +1,4 @@
-"""A few training rows of each class: what few-shot learning learns from."""
+"""A few training rows of each class, or a few in all: what few-shot learning learns from."""
 
 from __future__ import annotations
 
@@ -11,54 +11,73 @@ from burnish.data.rows import Labelled, Row
 from burnish.errors import RecipeError, RowError
 
 
-def draw_per_class(rows: Sequence[Row], count: int, seed: int, *, fewer: bool = False) -> list[Row]:
-    """`count` rows of each label, in the order of the file.
+def ranked_classes(rows: Sequence[Row], seed: int, *, by_label: bool = True) -> dict[str, list[int]]:
+    """Label -> the numbers of its rows in the order in which they are drawn; with by_label off all rows are of one class, ''.
 
-    Each label's rows are shuffled by the seed and the label, and the first are taken: a smaller draw is part of a larger one, and a
-    label more or less changes nothing for the others, so a curve over `count` compares nested sets.
-    fewer: let a label that has fewer rows give all of them. Raises RowError for a row without a label, RecipeError where a label has
-    too few rows or there is one label alone.
+    Each label's rows are shuffled by the seed and the label, and a draw takes the first: a smaller draw is part of a larger one, and a
+    label more or less changes nothing for the others, so a curve over the size of the draw compares nested sets.
+    Raises RowError for a row without a label.
     """
     classes: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
-        if not isinstance(row, Labelled):
+        if by_label and not isinstance(row, Labelled):
             raise RowError(
                 f"this is a {row.kind} row, which has no class to draw from",
                 where=row.where,
                 expected="a text and its label",
                 hint="--set data.per_class=null --set data.sample=64   draws rows without regard to classes",
             )
-        classes[row.answer_text()].append(number)
-    _check(classes, count, fewer)
-    kept: set[int] = set()
+        classes[row.answer_text() if by_label else ""].append(number)
     for label, numbers in classes.items():
         random.Random(f"per_class/{seed}/{label}").shuffle(numbers)
-        kept.update(numbers[:count])
+    return classes
+
+
+def draw(
+    rows: Sequence[Row],
+    count: int,
+    seed: int,
+    *,
+    by_label: bool = True,
+    fewer: bool = False,
+    where: str = "data.per_class",
+) -> list[Row]:
+    """`count` rows of each label, or in all, in the order of the file.
+
+    fewer: let a label that has fewer rows give all of them. where: the key or option that asked. Raises RowError as `ranked_classes`
+    does, RecipeError where a label has too few rows or there is one label alone.
+    """
+    classes = ranked_classes(rows, seed, by_label=by_label)
+    if by_label and len(classes) < 2:
+        found = f"all training rows have the label {next(iter(classes), '')!r}"
+        raise RecipeError(found, where=where, expected="two classes or more")
+    if not fewer:
+        _refuse_small(classes, count, where)
+    kept = {number for numbers in classes.values() for number in numbers[:count]}
     return [row for number, row in enumerate(rows) if number in kept]
 
 
-def _check(classes: dict[str, list[int]], count: int, fewer: bool) -> None:
-    if len(classes) < 2:
-        raise RecipeError(
-            f"all training rows have the label {next(iter(classes), '')!r}",
-            where="data.per_class",
-            expected="two classes or more",
-        )
+def _refuse_small(classes: dict[str, list[int]], count: int, where: str) -> None:
     label, least = min(((label, len(numbers)) for label, numbers in classes.items()), key=lambda pair: pair[1])
-    if least < count and not fewer:
-        short = sum(len(numbers) < count for numbers in classes.values())
-        others = f", the smallest of {short} classes that have too few" if short > 1 else ""
+    if least >= count:
+        return
+    if "" in classes:
         raise RecipeError(
-            f"{count} rows of each class are wanted, and {label!r} has {least} to train on{others}",
-            where="data.per_class",
-            expected=f"at most {least}",
-            hint=f"--set data.per_class={least}   or --set data.take_fewer=true",
+            f"{count} rows are wanted, and there are {least} to train on", where=where, expected=f"at most {least}"
         )
+    short = sum(len(numbers) < count for numbers in classes.values())
+    others = f", the smallest of {short} classes that have too few" if short > 1 else ""
+    raise RecipeError(
+        f"{count} rows of each class are wanted, and {label!r} has {least} to train on{others}",
+        where=where,
+        expected=f"at most {least}",
+        hint="--set data.take_fewer=true   lets a small class give all that it has",
+    )
 
 
 def keep_per_class(rows: Sequence[Row], count: int, seed: int, ledger: Ledger, *, fewer: bool) -> list[Row]:
-    """`draw_per_class`, with a line in the ledger for each row that is left out."""
-    kept = draw_per_class(rows, count, seed, fewer=fewer)
+    """`draw`, with a line in the ledger for each row that is left out."""
+    kept = draw(rows, count, seed, fewer=fewer)
     drawn = {id(row) for row in kept}
     for row in rows:
         if id(row) not in drawn:

@@ -1,0 +1,347 @@
+"""The study: for each k and seed the same rows for every method, each method through the steps of a run, and what it then answers.
+
+A run that is there is not done again, so a study that was stopped goes on, and one with more methods or seeds does only those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from burnish import pipeline
+from burnish.data.draw import draw
+from burnish.data.render import Chat, system_prompt
+from burnish.data.rows import Row
+from burnish.data.split import Guarded
+from burnish.errors import RecipeError
+from burnish.evaluate.runner import Exam, Sitting, check_answerable, make_items
+from burnish.fewshot.shots import Shots, choose_shots, with_shots
+from burnish.folder import Run, files_key, key_of, write_text
+from burnish.guards import Evidence
+from burnish.model.adapt import trained_parameters
+from burnish.model.load import load_model, on_device
+from burnish.model.net import Net
+from burnish.model.sample import Sampler
+from burnish.parts import Chosen, check_head, labels_of, read_schema
+from burnish.progress import Progress, as_time
+from burnish.recipe import Adapter, Freeze, Recipe, make_recipe
+from burnish.scoring import scorer_for
+from burnish.train import memory
+from burnish.train.hooks import StopSignal
+
+IN_CONTEXT = "in_context"
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a method is tuned on a handful of rows: many epochs, a bounded number of steps, and a rate."""
+
+    epochs: int
+    steps: int
+    rate: float | Literal["auto"] = "auto"
+
+
+# IA3 at the rate of Liu et al. 2022 (T-Few, arXiv 2205.05638). A head on features that are kept costs next to nothing a step.
+SCHEDULES = {"ia3": Schedule(40, 300, 3e-3), "head": Schedule(100, 2000)}
+TUNED = Schedule(20, 200)  # any other method
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs share. rows: the guarded splits, of which only train is drawn from. files: of validation and test."""
+
+    recipe: Recipe
+    folder: Path
+    chosen: Chosen
+    rows: Guarded
+    files: dict[str, str]
+    by_label: bool
+    progress: Progress
+    stop: StopSignal
+
+    @property
+    def labels(self) -> list[str]:
+        return labels_of(self.recipe, self.rows)
+
+
+def run_study(
+    recipe: Recipe, folder: Path, ks: Sequence[int], seeds: Sequence[int], methods: Sequence[str], progress: Progress
+) -> list[Result]:
+    """One result for each method, k and seed. Whatever cannot work is refused before the first of them begins.
+
+    Raises RecipeError for a k below 1 or above the size of a class, for one class only, for a method that the recipe does not have, and
+    for held-out rows without answers.
+    """
+    ks, seeds, methods = sorted(set(ks)), sorted(set(seeds)), list(dict.fromkeys(methods))
+    check_numbers(ks, seeds)
+    tuned = {method: adapter_of(recipe, method) for method in methods if method != IN_CONTEXT}
+    if not methods:
+        raise RecipeError("no method is named", where="--methods", expected=f"some of {IN_CONTEXT}, lora, head, ...")
+    stop = StopSignal()
+    with stop.watching():
+        study = prepare_study(recipe, folder, progress, stop)
+        for method, adapter in tuned.items():
+            if adapter.method == "head":
+                check_head(recipe_of(study, method, adapter, seeds[0], ""), _objective_of(study, adapter))
+        draws = {(k, seed): write_draw(study, k, seed) for k in ks for seed in seeds}
+        results: list[Result] = []
+        for (k, seed), file in draws.items():
+            for method in methods:
+                progress.begin(len(results) + 1, method)
+                results.append(
+                    in_context(study, k, seed)
+                    if method == IN_CONTEXT
+                    else tune(study, method, tuned[method], k, seed, file)
+                )
+                progress.say(line_of(results[-1]))
+    return results
+
+
+def check_numbers(ks: Sequence[int], seeds: Sequence[int]) -> None:
+    if not ks or min(ks) < 1:
+        found = f"{min(ks)} examples" if ks else "no number of examples"
+        raise RecipeError(found, where="--k", expected="whole numbers from 1 on", hint="--k 4 8 16")
+    if not seeds:
+        raise RecipeError("no seed", where="--seeds", expected="one or more", hint="--seeds 3")
+
+
+def adapter_of(recipe: Recipe, method: str) -> Adapter:
+    """The recipe's own adapter where it is of this method, else the method with its defaults. Raises RecipeError for an unknown one."""
+    if method == recipe.adapter.method:
+        return recipe.adapter
+    try:
+        return make_recipe({"data": {"train": "-"}, "adapter": {"method": method}}).adapter
+    except RecipeError as error:
+        raise RecipeError(
+            f"the recipe has no method {method!r}",
+            where="--methods",
+            expected=f"{IN_CONTEXT}, or as adapter.method {error.expected}",
+        ) from error
+
+
+def prepare_study(recipe: Recipe, folder: Path, progress: Progress, stop: StopSignal) -> Study:
+    """Read, clean, split and guard the rows once, for all runs."""
+    data = recipe.data.model_copy(update={"per_class": None})
+    recipe = recipe.model_copy(update={"data": data})
+    run = Run(folder / "pool", Progress(quiet=True), Evidence(recipe), "pool")
+    chosen = pipeline.choose(run, recipe)
+    rows = pipeline.clean(run, recipe, chosen)
+    files = {
+        split: write_rows(folder / "data" / f"{split}.jsonl", getattr(rows, split)) for split in ("validation", "test")
+    }
+    for split in files:
+        if not getattr(rows, split):
+            raise RecipeError(
+                f"there are no {split} rows",
+                where=f"data.{split}",
+                expected="rows to choose a method by, and others to prove it on",
+                hint=f"--set data.{split}=0.2",
+            )
+    if not check_answerable([*rows.validation, *rows.test]):
+        raise RecipeError(
+            "the rows are plain text, which has no answers to learn from a few examples",
+            where="data.train",
+            expected="rows with an answer or a label",
+        )
+    by_label = recipe.task.kind == "classify"
+    return Study(recipe, folder, chosen, rows, files, by_label, progress, stop)
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> str:
+    write_text(path, "".join(f"{json.dumps(row.as_json(), ensure_ascii=False)}\n" for row in rows))
+    return str(path)
+
+
+def write_draw(study: Study, k: int, seed: int) -> str:
+    """The file of the rows that every method learns from at this k and seed."""
+    fewer = study.recipe.data.take_fewer
+    rows = draw(study.rows.train, k, seed, by_label=study.by_label, fewer=fewer, where="--k")
+    return write_rows(study.folder / "data" / f"k{k}-s{seed}.jsonl", rows)
+
+
+def recipe_of(study: Study, method: str, adapter: Adapter, seed: int, file: str) -> Recipe:
+    """The recipe of one tuned run: its own rows, few-shot rates, and a score head where the head alone is tuned."""
+    recipe, plan = study.recipe, SCHEDULES.get(method, TUNED)
+    own = recipe.train.learning_rate != "auto" and method == recipe.adapter.method
+    train = recipe.train.model_copy(
+        update={
+            "epochs": plan.epochs,
+            "max_steps": plan.steps,
+            "learning_rate": recipe.train.learning_rate if own else plan.rate,
+            "batch_size": BATCH if recipe.train.batch_size == "auto" else recipe.train.batch_size,
+            "seed": seed,
+        }
+    )
+    data = recipe.data.model_copy(
+        update={
+            "train": [file],
+            "validation": [study.files["validation"]],
+            "test": [study.files["test"]],
+            "columns": {},  # the rows are written under our own names
+            "only": {},
+            "sample": None,
+        }
+    )
+    head = adapter.method == "head"
+    return recipe.model_copy(
+        update={
+            "data": data,
+            "train": train,
+            "adapter": adapter,
+            "freeze": Freeze() if head else recipe.freeze,
+            "objective": "classify" if head and study.by_label else recipe.objective,
+            "task": recipe.task.model_copy(update={"labels": study.labels}),
+        }
+    )
+
+
+def _objective_of(study: Study, adapter: Adapter) -> Any:
+    from burnish.objectives import make_objective
+
+    return make_objective(recipe_of(study, adapter.method, adapter, 0, "").objective)
+
+
+def tune(study: Study, method: str, adapter: Adapter, k: int, seed: int, file: str) -> Result:
+    """Steps 1 to 7 of a run, then its answers to the validation and the test rows."""
+    recipe, name = recipe_of(study, method, adapter, seed, file), f"{method}-k{k}-s{seed}"
+    key = key_of(study.chosen.key, pipeline.learnt(recipe), files_key([file, *study.files.values()]))
+    run = Run(study.folder / "runs" / name, Progress(quiet=True), Evidence(recipe), name)
+    if found := run.kept("fewshot", key):
+        return found
+    study.progress.say(f"  {name}: {recipe.train.max_steps} steps at the most")
+    chosen = pipeline.choose(run, recipe)
+    guarded = pipeline.clean(run, recipe, chosen)
+    tokenized = pipeline.tokenize(run, recipe, chosen, guarded)
+    settings = pipeline.decide(run, recipe, chosen, tokenized)
+    tried = pipeline.try_out(run, recipe, chosen, tokenized, settings)
+    exams = pipeline.define_metric(run, recipe, tokenized, guarded)
+    with timed(run, key) as spent:
+        trained = pipeline.train(run, recipe, chosen, tokenized, tried, exams, study.stop)
+    found = {
+        "method": method,
+        "k": k,
+        "seed": seed,
+        "rows": len(tokenized.train.rows),
+        "answers_by": "writing" if recipe.objective == "sft" else "scoring",
+        "trained_parameters": sum(p.numel() for p in trained_parameters(trained.net.model).values()),
+        "steps": trained.report["steps"],
+        "learning_rate": trained.report["learning_rate"],
+        "train_seconds": round(spent["seconds"], 2),
+        "note": "",
+    }
+    found |= answers(study, exams["validation"], exams["test"], trained.net, tokenized.chat)
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # dozens of runs: what they answered is what is kept
+    run.forget("train")
+    return run.keep("fewshot", key, found)
+
+
+@contextlib.contextmanager
+def timed(run: Run, key: str) -> Iterator[Result]:
+    """The seconds of training, those before a stop among them."""
+    spent = run.kept("fewshot seconds", key) or {"seconds": 0.0}
+    began = time.perf_counter()
+    try:
+        yield spent
+    finally:
+        spent["seconds"] += time.perf_counter() - began
+        run.keep("fewshot seconds", key, spent)
+
+
+def in_context(study: Study, k: int, seed: int) -> Result:
+    """The untuned model, which reads the examples before each question."""
+    recipe, name = study.recipe, f"{IN_CONTEXT}-k{k}-s{seed}"
+    tokenizer = study.chosen.tokenizer
+    chat = Chat(tokenizer, system=system_prompt(recipe.task.goal, study.labels), max_length=recipe.train.max_length)
+    longest = max((len(tokenizer(row.answer_text())["input_ids"]) for row in study.rows.train), default=1)
+    answer = recipe.task.max_new_tokens or min(512, longest * 5 // 4 + 8)
+    held_out = [*study.rows.validation, *study.rows.test]
+    question = max(len(chat.render(row)[0].ids) for row in held_out)
+    room = recipe.train.max_length - max(question, answer)
+    shots = choose_shots(study.rows.train, k, seed, chat, room, by_label=study.by_label)
+    key = key_of(
+        study.chosen.key,
+        recipe.task.model_dump(mode="json"),
+        recipe.train.max_length,
+        recipe.train.precision,
+        [row.as_json() for row in shots.rows],
+        files_key(list(study.files.values())),
+    )
+    about = {"k": k, "rows": shots.drawn, "note": shots.note}
+    # Under the hash of the prompt, not of k: where more examples do not fit, the prompt is that of a smaller k.
+    run = Run(study.folder / "runs" / f"{IN_CONTEXT}-{key}", Progress(quiet=True), Evidence(recipe), name)
+    if found := run.kept("fewshot", key):
+        return found | about
+    study.progress.say(f"  {name}: {len(shots.rows)} examples in the prompt")
+    exams = [shots_exam(study, shots, getattr(study.rows, split), chat, answer) for split in ("validation", "test")]
+    found = {
+        "method": IN_CONTEXT,
+        "seed": seed,
+        "shots": len(shots.rows),
+        "answers_by": "writing",
+        "trained_parameters": 0,
+        "steps": 0,
+        "learning_rate": 0.0,
+        "train_seconds": 0.0,
+    }
+    found |= answers(study, exams[0], exams[1], untuned(study), chat)
+    return run.keep("fewshot", key, found) | about
+
+
+def shots_exam(study: Study, shots: Shots, rows: Sequence[Row], chat: Chat, answer: int) -> Exam:
+    """The ordinary exam, of questions that have the examples before them."""
+    task, length = study.recipe.task, study.recipe.train.max_length
+    scorer = scorer_for(task.kind, task.metric, schema=read_schema(task.json_schema), labels=study.labels)
+    asked = [with_shots(row, shots.rows) for row in rows]
+    return Exam(make_items(asked, chat, study.recipe.data.group_by), scorer, answer, length)
+
+
+def untuned(study: Study) -> Net:
+    """The model as it came, on its device."""
+    recipe, device = study.recipe, memory.device_of_choice()
+    precision = "fp32" if memory.precision_of_choice(recipe.train.precision, device) == "fp32" else "bf16"
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    load = lambda: load_model(study.chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code)  # noqa: E731
+    return Net(on_device(load, device), precision=precision)
+
+
+def answers(study: Study, validation: Exam, test: Exam, net: Net, chat: Chat) -> Result:
+    """What a model answers, as the score of each item in order, and how long a test answer takes."""
+    sampler = Sampler(net.model, chat.tokenizer, chat.end_ids)
+
+    def sit(exam: Exam) -> Sitting:
+        return exam.sit(net, sampler, lambda done: study.progress.update(f"{done} of {len(exam.items)} answers"))
+
+    seen = sit(validation)
+    began = time.perf_counter()
+    proven = sit(test)
+    seconds = (time.perf_counter() - began) / len(test.items)
+    figure = test.item_metric
+    scores = {name: [score[figure] for score in one.scores] for name, one in (("validation", seen), ("test", proven))}
+    return {
+        "metric": figure,
+        **scores,
+        "figures": test.figures(proven),
+        "clusters": {"validation": [i.cluster for i in validation.items], "test": [i.cluster for i in test.items]},
+        "answer_seconds": round(seconds, 5),
+    }
+
+
+def line_of(result: Result) -> str:
+    means = {split: float(np.mean(result[split])) for split in ("validation", "test")}
+    note = f" ({result['note']})" if result["note"] else ""
+    return (
+        f"✓ {result['method']:<10} k {result['k']:<4} seed {result['seed']}: {result['metric']} "
+        f"{means['validation']:.3f} on validation, {means['test']:.3f} on test; "
+        f"{as_time(result['train_seconds'])} of training, {1000 * result['answer_seconds']:.0f} ms an answer{note}"
+    )
