@@ -66,9 +66,9 @@ def fewshot(
     """
     loaded, name = _load(recipe, overrides)
 
-    from burnish.fewshot.page import write_page
-    from burnish.fewshot.results import summarize
-    from burnish.fewshot.study import run_study
+    from burnish.few_shot.page import write_page
+    from burnish.few_shot.results import summarize
+    from burnish.few_shot.study import run_study
     from burnish.folder import write_text
     from burnish.progress import Progress
 

@@ -210,7 +210,7 @@ def fewshot(
     as_json: AsJson = False,
 ) -> None:
     """Learn from a few examples by several methods, and say which to use at each number of them."""
-    from burnish.fewshot.results import as_table
+    from burnish.few_shot.results import as_table
 
     found = api.fewshot(recipe, k=k, seeds=seeds, methods=methods, out=out, overrides=overrides, quiet=quiet)
     show(found, as_json, f"{as_table(found)}\n  page: {found['folder']}/fewshot.html")

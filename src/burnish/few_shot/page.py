@@ -7,7 +7,7 @@ from typing import Any
 
 from burnish.evaluate import charts
 from burnish.evaluate.report import page, printable
-from burnish.fewshot.results import ANSWERS, advice_line
+from burnish.few_shot.results import ANSWERS, advice_line
 from burnish.folder import write_text
 
 

@@ -24,7 +24,7 @@ from burnish.data.rows import Row
 from burnish.data.split import Guarded
 from burnish.errors import RecipeError
 from burnish.evaluate.runner import Exam, Sitting, check_answerable, make_items
-from burnish.fewshot.shots import Shots, choose_shots, with_shots
+from burnish.few_shot.shots import Shots, choose_shots, with_shots
 from burnish.folder import Run, files_key, key_of, write_text
 from burnish.guards import Evidence
 from burnish.model.adapt import trained_parameters
