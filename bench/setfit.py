@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="the folder of `burnish fewshot`")
     parser.add_argument("--k", type=int, required=True, help="examples of each class, of those that the study drew")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="the draws")
-    parser.add_argument("--iterations", type=int, default=20, help="pairs of each kind made from an example (R of the paper)")
+    parser.add_argument(
+        "--iterations", type=int, default=20, help="pairs of each kind made from an example (R of the paper)"
+    )
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--json", action="store_true")
@@ -48,7 +50,9 @@ def main() -> None:
 
 def require() -> dict[str, str]:
     """The versions of what is needed. Ends with what to install where something is missing, and says so where it cannot be imported."""
-    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != HERE]  # this file has the package's name
+    sys.path[:] = [
+        place for place in sys.path if Path(place or ".").resolve() != HERE
+    ]  # this file has the package's name
     versions = {}
     for package, module in PACKAGES.items():
         try:
@@ -93,7 +97,9 @@ def run(train: list[tuple[str, str]], test: list[tuple[str, str]], seed: int, as
         save_strategy="no",
         report_to="none",
     )
-    rows = Dataset.from_dict({"text": [text for text, _ in train], "label": [labels.index(label) for _, label in train]})
+    rows = Dataset.from_dict(
+        {"text": [text for text, _ in train], "label": [labels.index(label) for _, label in train]}
+    )
     began = time.perf_counter()
     Trainer(model=model, args=settings, train_dataset=rows).train()
     trained = time.perf_counter()

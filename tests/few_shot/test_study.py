@@ -8,7 +8,7 @@ import pytest
 
 import burnish
 from burnish.errors import RecipeError
-from burnish.few_shot import study
+from burnish.few_shot import prepare, study
 from tiny_runs import questions, recipe_of, write_rows
 
 COLOURS = ("green", "red", "yellow")
@@ -25,8 +25,8 @@ def coloured(count=90, labels=COLOURS):
 @pytest.fixture(autouse=True, scope="module")
 def _few_steps():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "TUNED", study.Schedule(4, 8, 0.01))
-        patch.setattr(study, "SCHEDULES", {"head": study.Schedule(10, 30, 0.05)})
+        patch.setattr(prepare, "TUNED", prepare.Schedule(4, 8, 0.01))
+        patch.setattr(prepare, "SCHEDULES", {"head": prepare.Schedule(10, 30, 0.05)})
         yield
 
 
@@ -135,7 +135,9 @@ def test_a_task_without_classes_learns_from_k_rows_in_all(model_folder, tmp_path
 def test_what_cannot_work_is_refused_before_anything_is_trained(recipe, tmp_path, monkeypatch, asked, said):
     monkeypatch.setattr(study, "tune", lambda *given: pytest.fail("trained"))
     with pytest.raises(RecipeError, match=said):
-        burnish.fewshot(recipe(), **{"k": (2,), "seeds": 1, "methods": ("lora",), "out": tmp_path, "quiet": True} | asked)
+        burnish.fewshot(
+            recipe(), **{"k": (2,), "seeds": 1, "methods": ("lora",), "out": tmp_path, "quiet": True} | asked
+        )
 
 
 def test_an_unknown_method_is_answered_with_those_that_there_are(recipe, tmp_path):
