@@ -25,8 +25,8 @@ def coloured(count=90, labels=COLOURS):
 @pytest.fixture(autouse=True, scope="module")
 def _few_steps():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "TUNED", prepare.Schedule(4, 8, 0.01))
-        patch.setattr(prepare, "SCHEDULES", {"head": prepare.Schedule(10, 30, 0.05)})
+        patch.setattr(prepare, "TUNED", prepare.Schedule(8, 1, 4, 0.01))
+        patch.setattr(prepare, "SCHEDULES", {"head": prepare.Schedule(30, 1, 10, 0.05)})
         yield
 
 
@@ -163,3 +163,8 @@ def test_plain_text_has_nothing_to_answer(model_folder, tmp_path):
 def test_without_validation_rows_there_is_nothing_to_choose_by(recipe, tmp_path):
     with pytest.raises(RecipeError, match="no validation rows"):
         burnish.fewshot(recipe(data={"validation": 0}), k=(2,), seeds=1, methods=("lora",), out=tmp_path, quiet=True)
+
+
+def test_a_schedule_bounds_how_often_a_row_is_seen():
+    schedule = prepare.Schedule(120, 6, 20)
+    assert [schedule.epochs(rows, batch=8) for rows in (24, 96, 770)] == [20, 10, 6]

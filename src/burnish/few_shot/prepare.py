@@ -28,16 +28,20 @@ IN_CONTEXT = "in_context"
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a method is tuned on a handful of rows: many epochs, a bounded number of steps, and a rate."""
+    """How a method is tuned on a handful of rows: about `steps` steps, but no row is seen less often than `least` or more than `most`."""
 
-    epochs: int
     steps: int
+    least: int
+    most: int
     rate: float | Literal["auto"] = "auto"
+
+    def epochs(self, rows: int, batch: int) -> float:
+        return min(max(self.steps * batch / rows, self.least), self.most)
 
 
 # IA3 at the rate of Liu et al. 2022 (T-Few, arXiv 2205.05638). A head on features that are kept costs next to nothing a step.
-SCHEDULES = {"ia3": Schedule(40, 300, 3e-3), "head": Schedule(100, 2000)}
-TUNED = Schedule(20, 200)  # any other method
+SCHEDULES = {"ia3": Schedule(200, 8, 40, 3e-3), "head": Schedule(2000, 30, 100)}
+TUNED = Schedule(120, 6, 20)  # any other method
 BATCH = 8
 
 
@@ -114,23 +118,26 @@ def write_rows(path: Path, rows: Sequence[Row]) -> str:
     return str(path)
 
 
-def write_draw(study: Study, k: int, seed: int) -> str:
-    """The file of the rows that every method learns from at this k and seed."""
+def write_draw(study: Study, k: int, seed: int) -> tuple[str, int]:
+    """The file of the rows that every method learns from at this k and seed, and how many they are."""
     fewer = study.recipe.data.take_fewer
     rows = draw(study.rows.train, k, seed, by_label=study.by_label, fewer=fewer, where="--k")
-    return write_rows(study.folder / "data" / f"k{k}-s{seed}.jsonl", rows)
+    return write_rows(study.folder / "data" / f"k{k}-s{seed}.jsonl", rows), len(rows)
 
 
-def recipe_of(study: Study, method: str, adapter: Adapter, seed: int, file: str) -> Recipe:
-    """The recipe of one tuned run: its own rows, few-shot rates, and a score head where the head alone is tuned."""
+def recipe_of(study: Study, method: str, adapter: Adapter, seed: int, file: str, rows: int = 1) -> Recipe:
+    """The recipe of one tuned run: its own rows, few-shot rates, and a score head where the head alone is tuned.
+
+    A learning rate that the study's recipe gives is for the recipe's own method alone.
+    """
     recipe, plan = study.recipe, SCHEDULES.get(method, TUNED)
+    batch = BATCH if recipe.train.batch_size == "auto" else recipe.train.batch_size
     own = recipe.train.learning_rate != "auto" and method == recipe.adapter.method
     train = recipe.train.model_copy(
         update={
-            "epochs": plan.epochs,
-            "max_steps": plan.steps,
+            "epochs": plan.epochs(rows, batch),
             "learning_rate": recipe.train.learning_rate if own else plan.rate,
-            "batch_size": BATCH if recipe.train.batch_size == "auto" else recipe.train.batch_size,
+            "batch_size": batch,
             "seed": seed,
         }
     )

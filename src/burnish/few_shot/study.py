@@ -68,26 +68,26 @@ def run_study(
                 check_head(recipe_of(study, method, adapter, seeds[0], ""), objective_of(study, adapter))
         draws = {(k, seed): write_draw(study, k, seed) for k in ks for seed in seeds}
         results: list[Result] = []
-        for (k, seed), file in draws.items():
+        for (k, seed), drawn in draws.items():
             for method in methods:
                 progress.begin(len(results) + 1, method)
                 results.append(
                     in_context(study, k, seed)
                     if method == IN_CONTEXT
-                    else tune(study, method, tuned[method], k, seed, file)
+                    else tune(study, method, tuned[method], k, seed, *drawn)
                 )
                 progress.say(line_of(results[-1]))
     return results
 
 
-def tune(study: Study, method: str, adapter: Adapter, k: int, seed: int, file: str) -> Result:
+def tune(study: Study, method: str, adapter: Adapter, k: int, seed: int, file: str, rows: int) -> Result:
     """Steps 1 to 7 of a run, then its answers to the validation and the test rows."""
-    recipe, name = recipe_of(study, method, adapter, seed, file), f"{method}-k{k}-s{seed}"
+    recipe, name = recipe_of(study, method, adapter, seed, file, rows), f"{method}-k{k}-s{seed}"
     key = key_of(study.chosen.key, pipeline.learnt(recipe), files_key([file, *study.files.values()]))
     run = Run(study.folder / "runs" / name, Progress(quiet=True), Evidence(recipe), name)
     if found := run.kept("fewshot", key):
         return found
-    study.progress.say(f"  {name}: {recipe.train.max_steps} steps at the most")
+    study.progress.say(f"  {name}: {rows} rows, {recipe.train.epochs:g} epochs at the most")
     chosen = pipeline.choose(run, recipe)
     guarded = pipeline.clean(run, recipe, chosen)
     tokenized = pipeline.tokenize(run, recipe, chosen, guarded)
