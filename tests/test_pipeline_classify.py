@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 
 import burnish
-from burnish.errors import RecipeError
+from burnish.errors import Interrupted, RecipeError
 from tiny_runs import questions, recipe_of, write_rows
 
 COLOURS = ("green", "red", "yellow")
@@ -166,3 +168,31 @@ def test_a_few_rows_of_each_class_are_drawn_from_the_training_split_alone(recipe
     assert report["data"]["labels"] == {"green": 4, "red": 4, "yellow": 4}
     assert (report["data"]["validation"], report["data"]["test"]) == (6, 12)
     assert report["data"]["dropped"]["left out by data.per_class"] == whole.rows - 12
+
+
+class Terminator:
+    """A tracker that tells the process to end at one step."""
+
+    def log(self, values, step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def close(self):
+        pass
+
+
+def test_a_head_alone_that_was_told_to_stop_goes_on_from_its_checkpoint_to_the_same_weights(
+    recipe, tmp_path, monkeypatch
+):
+    from safetensors.torch import load_file
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    burnish.run(recipe("head"), out=whole, quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("burnish.pipeline.open_trackers", lambda *_: [Terminator()])
+        with pytest.raises(Interrupted, match="SIGTERM after step 9"):
+            burnish.run(recipe("head"), out=stopped, quiet=True)
+    report = burnish.run(recipe("head"), out=stopped, quiet=True)
+    assert "went on from step 9" in report["training"]["notes"]
+    one, other = (load_file(folder / "merged" / "model.safetensors")["score.weight"] for folder in (whole, stopped))
+    assert torch.equal(one, other)

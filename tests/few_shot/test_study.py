@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 
 import burnish
-from burnish.errors import RecipeError
+from burnish.errors import Interrupted, RecipeError
 from burnish.few_shot import prepare, study
 from tiny_runs import questions, recipe_of, write_rows
 
@@ -168,3 +170,31 @@ def test_without_validation_rows_there_is_nothing_to_choose_by(recipe, tmp_path)
 def test_a_schedule_bounds_how_often_a_row_is_seen():
     schedule = prepare.Schedule(120, 6, 20)
     assert [schedule.epochs(rows, batch=8) for rows in (24, 96, 770)] == [20, 10, 6]
+
+
+class Terminator:
+    """A tracker that tells the process to end at one step."""
+
+    def log(self, values, step):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def close(self):
+        pass
+
+
+def test_a_study_that_was_told_to_stop_goes_on_in_the_middle_of_a_run(recipe, tmp_path, monkeypatch):
+    def go():
+        return burnish.fewshot(recipe(), k=(4,), seeds=1, methods=("in_context", "lora"), out=tmp_path, quiet=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("burnish.pipeline.open_trackers", lambda *_: [Terminator()])
+        with pytest.raises(Interrupted, match="SIGTERM after step 5"):
+            go()
+    asked, answers = [], study.answers
+    monkeypatch.setattr(study, "answers", lambda *given: asked.append(given) or answers(*given))
+    summary = go()
+    assert len(asked) == 1  # the prompt's answers were there
+    assert [run["method"] for run in summary["runs"]] == ["in_context", "lora"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "runs/lora-k4-s0/metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(summary["runs"][1]["steps"] + 1))
