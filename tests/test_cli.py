@@ -369,3 +369,20 @@ def test_a_forced_export_says_so_in_its_card(call, stopped, tmp_path):
 def test_an_export_that_nobody_forced_does_not_say_so(call, project, tmp_path):
     assert call("export", project / "runs" / "good", "--to", tmp_path / "out")[0] == 0
     assert "by force" not in (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
+
+
+def test_a_list_option_takes_several_values_at_once(here, call, monkeypatch):
+    asked, items = [], {"validation": 1, "test": 1}
+    found = {"metric": "accuracy", "items": items, "seeds": [0], "curve": [], "advice": [], "folder": "study"}
+    monkeypatch.setattr(api, "fewshot", lambda recipe, **given: asked.append(given) or found)
+    words = ("fewshot", "recipe.yaml", "--k", 4, 8, "--methods", "lora", "head", "--seeds", 2, "--k", 16, "--json")
+    assert call(*words)[0] == 0
+    [given] = asked
+    assert (given["k"], given["methods"], given["seeds"]) == ([4, 8, 16], ["lora", "head"], 2)
+
+
+@pytest.mark.parametrize("words", [("--k", 0), ("--k", 4, "x"), ("--k",), ("--methods", "head")])
+def test_a_study_that_cannot_be_is_refused_without_a_traceback(here, call, words):
+    code, _, err = call("fewshot", "recipe.yaml", "-q", "--out", here / "study", *words)
+    assert code == 2
+    assert "Traceback" not in err

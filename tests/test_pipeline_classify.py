@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 
 import burnish
-from burnish.errors import RecipeError
+from burnish.errors import Interrupted, RecipeError
 from tiny_runs import questions, recipe_of, write_rows
 
 COLOURS = ("green", "red", "yellow")
-METHODS = {"lora": {"rank": 8, "alpha": 32}, "full": {"method": "full"}}
-RATES = {"lora": 0.01, "full": 0.003}
+METHODS = {"lora": {"rank": 8, "alpha": 32}, "full": {"method": "full"}, "head": {"method": "head"}}
+RATES = {"lora": 0.01, "full": 0.003, "head": 0.05}
 
 
 def coloured(count=90):
@@ -128,3 +130,69 @@ def test_a_label_of_the_test_rows_that_training_never_saw_names_the_row(recipe, 
     with pytest.raises(RecipeError, match=r"'blue'.*among the 3") as caught:
         burnish.run(values, out=tmp_path / "run", quiet=True)
     assert caught.value.where.endswith("test.jsonl:1")
+
+
+def test_a_head_alone_is_refused_where_the_model_writes(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="writes text") as caught:
+        burnish.run(recipe("head") | {"objective": "sft"}, out=tmp_path / "run", quiet=True)
+    assert "objective=classify" in caught.value.hint
+
+
+def test_a_head_alone_is_refused_beside_frozen_layers(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="frozen already"):
+        burnish.run(recipe("head") | {"freeze": {"layers": "0-1"}}, out=tmp_path / "run", quiet=True)
+
+
+def test_the_body_is_not_asked_again_during_training(recipe, tmp_path, monkeypatch):
+    from burnish.model.features import FEATURE, CachedBody
+
+    marked, passes = [], []
+    body, forward = CachedBody._hidden, CachedBody.forward
+    monkeypatch.setattr(CachedBody, "_hidden", lambda net, batch: passes.append(batch) or body(net, batch))
+    monkeypatch.setattr(
+        CachedBody,
+        "forward",
+        lambda net, batch, needs: marked.append(FEATURE in batch.values) or forward(net, batch, needs),
+    )
+    report = burnish.run(recipe("head"), out=tmp_path / "run", quiet=True)
+    assert sum(marked) > report["training"]["steps"]  # each step and each look
+    assert len(passes) == len(marked) - sum(marked) + 18  # what was not marked, and the one pass over all texts
+    assert report["model"]["trained"] == [{"group": "score", "parameters": 96}]
+
+
+def test_a_few_rows_of_each_class_are_drawn_from_the_training_split_alone(recipe, tmp_path):
+    whole = burnish.plan(recipe("head"))
+    values = recipe("head")
+    values["data"] = values["data"] | {"per_class": 4}
+    report = burnish.run(values, out=tmp_path / "run", quiet=True)
+    assert report["data"]["labels"] == {"green": 4, "red": 4, "yellow": 4}
+    assert (report["data"]["validation"], report["data"]["test"]) == (6, 12)
+    assert report["data"]["dropped"]["left out by data.per_class"] == whole.rows - 12
+
+
+class Terminator:
+    """A tracker that tells the process to end at one step."""
+
+    def log(self, values, step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def close(self):
+        pass
+
+
+def test_a_head_alone_that_was_told_to_stop_goes_on_from_its_checkpoint_to_the_same_weights(
+    recipe, tmp_path, monkeypatch
+):
+    from safetensors.torch import load_file
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    burnish.run(recipe("head"), out=whole, quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("burnish.pipeline.open_trackers", lambda *_: [Terminator()])
+        with pytest.raises(Interrupted, match="SIGTERM after step 9"):
+            burnish.run(recipe("head"), out=stopped, quiet=True)
+    report = burnish.run(recipe("head"), out=stopped, quiet=True)
+    assert "went on from step 9" in report["training"]["notes"]
+    one, other = (load_file(folder / "merged" / "model.safetensors")["score.weight"] for folder in (whole, stopped))
+    assert torch.equal(one, other)

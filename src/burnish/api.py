@@ -5,6 +5,7 @@ Whatever needs torch is imported where it is used, so that `import burnish` is i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,37 @@ def plan(recipe: str | Path | Mapping[str, Any], *, overrides: Overrides = ()) -
     from burnish.pipeline import plan_recipe
 
     return plan_recipe(loaded)
+
+
+def fewshot(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    k: Iterable[int] = (4, 8, 16, 32, 64),
+    seeds: int = 3,
+    methods: Iterable[str] = ("in_context", "lora", "ia3", "head"),
+    out: str | Path | None = None,
+    overrides: Overrides = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Learn from k examples (of each class) by several methods, and say which to use at each k.
+
+    out: the study's folder, with `fewshot.json` and `fewshot.html`; by default `runs/` and the recipe's name. seeds: how many draws of
+    each k. Returns what `fewshot.json` holds. The same study again does only what is not there.
+    """
+    loaded, name = _load(recipe, overrides)
+
+    from burnish.few_shot.page import write_page
+    from burnish.few_shot.results import summarize
+    from burnish.few_shot.study import run_study
+    from burnish.folder import write_text
+    from burnish.progress import Progress
+
+    folder = Path(out) if out else RUNS / f"{name}-fewshot"
+    results = run_study(loaded, folder, list(k), list(range(seeds)), list(methods), Progress(quiet=quiet))
+    summary = {**summarize(results, loaded.task.goal), "folder": str(folder)}
+    write_text(folder / "fewshot.json", json.dumps(summary, indent=1))
+    write_page(summary, folder / "fewshot.html")
+    return summary
 
 
 def check(files: str | Path | list[str], *, columns: Mapping[str, str] | None = None) -> Check:

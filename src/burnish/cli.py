@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from burnish import api
 from burnish.errors import BurnishError
@@ -38,6 +39,23 @@ Columns = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Force = Annotated[bool, typer.Option("--force", help="do it although the verdict, or a file that is there, says no")]
+
+
+class Several(typer.core.TyperCommand):
+    """A command whose list options take several values at once: `--k 4 8 16` is `--k 4 --k 8 --k 16`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spread: list[str] = []
+        current, taken = "", 0
+        for arg in args:
+            if arg.startswith("-"):
+                current, taken = (arg if arg in lists else ""), 0
+            elif current:
+                spread += [current] if taken else []
+                taken += 1
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
 
 
 @app.command()
@@ -172,6 +190,37 @@ def run(
     show(report, as_json, summary(report))
     if report["verdict"] != "ship":
         raise typer.Exit(1)
+
+
+@app.command(cls=Several)
+def fewshot(
+    recipe: RecipePath,
+    k: Annotated[list[int], typer.Option(help="examples of each class, or in all where there are none")] = [  # noqa: B006
+        4,
+        8,
+        16,
+        32,
+        64,
+    ],
+    seeds: Annotated[int, typer.Option(help="draws of each k")] = 3,
+    methods: Annotated[list[str], typer.Option(help="in_context, or any adapter.method")] = [  # noqa: B006
+        "in_context",
+        "lora",
+        "ia3",
+        "head",
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="the study's folder; runs/NAME-fewshot by default")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Learn from a few examples by several methods, and say which to use at each number of them."""
+    from burnish.few_shot.results import as_table
+
+    found = api.fewshot(recipe, k=k, seeds=seeds, methods=methods, out=out, overrides=overrides, quiet=quiet)
+    show(found, as_json, f"{as_table(found)}\n  page: {found['folder']}/fewshot.html")
 
 
 @app.command()

@@ -24,6 +24,7 @@ from burnish.evaluate.scored import ScoredExam
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
 from burnish.model.fast import accelerate
+from burnish.model.features import CachedBody
 from burnish.model.likelihood import sequence_logp
 from burnish.model.load import Head, empty_model, load_model, on_device
 from burnish.model.net import Net
@@ -154,9 +155,12 @@ def load_net(
         if settings.precision in ("fp8", "nf4"):
             room = memory.room(device, recipe.train.memory_limit)
             return _quantized(adapt(model, recipe.adapter, recipe.freeze), settings, rows, room)
-        return Net(adapt(model.to(device), recipe.adapter, recipe.freeze), precision=settings.precision)
+        kind = CachedBody if recipe.adapter.method == "head" else Net
+        return kind(adapt(model.to(device), recipe.adapter, recipe.freeze), precision=settings.precision)
 
     net: Net = on_device(make, device)
+    if isinstance(net, CachedBody):  # one pass for each text is too few to compile for, and nothing of it is kept
+        return net
     if settings.compile or settings.recompute != "none":
         accelerate(net, compile=settings.compile, recompute=settings.recompute)
     return net
@@ -222,6 +226,30 @@ def shares(recipe: Recipe, tokenized: Tokenized) -> dict[str, float]:
     return shares_of(
         sizes, {name: one.weight for name, one in recipe.tasks.items()} or dict.fromkeys(sizes, 1.0), recipe.mixing
     )
+
+
+def check_head(recipe: Recipe, objective: Objective) -> None:
+    """Raise RecipeError where a head alone is to be trained and the objective has none."""
+    if "score" not in objective.needs:
+        raise RecipeError(
+            f"the objective {recipe.objective} writes text, so there is no head that could be trained alone",
+            where="adapter.method (head)",
+            expected="an objective with a score head",
+            hint="--set objective=classify --set task.kind=classify   or --set adapter.method=lora",
+        )
+    if recipe.freeze.layers or recipe.freeze.modules:
+        raise RecipeError(
+            "the whole body is frozen already",
+            where="freeze",
+            expected="no freeze beside adapter.method=head",
+            hint="--set freeze.layers='' --set freeze.modules=[]",
+        )
+
+
+def remember_features(net: Net, tokenized: Tokenized, exam: Exam, row_tokens: int) -> None:
+    """Where the body is frozen: compute once what it makes of every text to train on and to validate with."""
+    if isinstance(net, CachedBody):
+        net.remember([*tokenized.train.groups, *(item.group for item in exam.items)], row_tokens)
 
 
 def make_optimizer(recipe: Recipe, net: Net, settings: memory.Settings) -> Optim:

@@ -57,11 +57,13 @@ from burnish.parts import (
     Trained,
     Tried,
     base_of,
+    check_head,
     head_of,
     load_net,
     make_feed,
     make_optimizer,
     plan_of,
+    remember_features,
     settle,
     shares,
 )
@@ -135,6 +137,8 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         for name, one in recipe.each.items():
             with named(recipe, name):
                 objectives[name] = objective_of(one)
+                if one.adapter.method == "head":
+                    check_head(one, objectives[name])
                 files += files_of(one)
         source = find_model(recipe.model)
         config = load_config(source, trust_remote_code=recipe.trust_remote_code)
@@ -310,7 +314,7 @@ def rows_to_round_on(chosen: Chosen, tokenized: Tokenized, count: int = 32) -> l
 def make_ladder(
     run: Run, recipe: Recipe, net: Net, settings: memory.Settings, feed: Feed, optim: Optim | None = None
 ) -> Ladder:
-    low_rank = recipe.adapter.method != "full"
+    low_rank = recipe.adapter.method not in ("full", "head")
     return Ladder(net, settings, feed, low_rank=low_rank, optim=optim, say=run.progress.say)
 
 
@@ -370,6 +374,7 @@ def train(
             feed, optim = make_feed(recipe, tokenized, settings), make_optimizer(recipe, net, settings)
             ladder = make_ladder(run, recipe, net, settings, feed, optim)
             ladder.taken += tried.taken
+            remember_features(net, tokenized, exams["validation"], recipe.train.max_length)
             session = Session(
                 net=net,
                 tasks=tasks_of(recipe, chosen, tokenized),
@@ -462,7 +467,9 @@ def train_alone(
 def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained) -> None:
     """9: files that load anywhere, held against the model that was evaluated, and a card."""
     with run.step("deploy") as record:
-        wanted = [name for name in recipe.deploy.export if name == "merged" or recipe.adapter.method != "full"]
+        wanted = [
+            name for name in recipe.deploy.export if name == "merged" or recipe.adapter.method not in ("full", "head")
+        ]
         key = key_of(trained.key, trained.report["best_step"], wanted)
         kept = run.kept("deploy", key)
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):

@@ -74,14 +74,16 @@ class Data(Section):
     columns: dict[str, str] = {}  # what a format calls it: what your file calls it
     only: dict[str, list[str]] = {}  # column: the values to keep, such as a few classes for a first try
     sample: Annotated[int, Field(ge=8)] | None = None  # train on this many rows, drawn by the seed
+    per_class: Annotated[int, Field(ge=1)] | None = None  # train on this many rows of each label, drawn by the seed
+    take_fewer: bool = False  # with per_class: a label that has fewer rows gives all of them, instead of an error
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.8  # Jaccard of character 5-grams at which rows are one
     redact: bool = False  # replace personal data and secrets by their kind
 
 
 class Adapter(Section):
-    """What is trained: a low-rank adapter (arXiv 2106.09685), or all weights."""
+    """What is trained: a low-rank adapter (arXiv 2106.09685), all weights, or the score head alone on a frozen body."""
 
-    method: Literal["lora", "full"] = "lora"
+    method: Literal["lora", "full", "head"] = "lora"
     rank: Annotated[int, Field(ge=1, alias="r")] = 16
     alpha: Annotated[float, Field(gt=0, alias="lora_alpha")] = 32
     dropout: Annotated[float, Field(ge=0, lt=1, alias="lora_dropout")] = 0.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from burnish.data.clean import clean_rows
 from burnish.data.dedup import Match, drop_duplicates
+from burnish.data.draw import keep_per_class
 from burnish.data.ledger import Entry, Ledger
 from burnish.data.rows import Labelled, Row
 from burnish.data.sources import read_rows
@@ -58,6 +59,9 @@ def prepare(recipe: Recipe, ledger: Ledger, *, special_tokens: Collection[str], 
     _check(pool, given, kinds, recipe)
     guarded = guard(_split(pool, given, data, recipe), action, ledger)
     guarded = replace(guarded, matches=[*leaks, *guarded.matches])
+    if data.per_class:  # after the guard, so that validation and test are the same whatever the number
+        few = keep_per_class(guarded.train, data.per_class, recipe.train.seed, ledger, fewer=data.take_fewer)
+        guarded = replace(guarded, train=few)
     left = len(guarded.train) + len(guarded.validation) + len(guarded.test)
     return Prepared(guarded, left + ledger.dropped)
 

@@ -70,6 +70,11 @@ def render_html(report: Mapping[str, Any]) -> str:
     return _environment().get_template("report.html.j2").render({**shown, **view})
 
 
+def page(template: str, view: Mapping[str, Any]) -> str:
+    """Another page of ours, from its template beside the report's."""
+    return _environment().get_template(template).render(view)
+
+
 def printable(value: Any) -> Any:
     """The same value, its texts no longer than a page can bear, and marks that are not printed spelled out: ⟨U+202E⟩."""
     if isinstance(value, str):

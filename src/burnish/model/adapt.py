@@ -32,6 +32,10 @@ def adapt(model: PreTrainedModel, adapter: Adapter, freeze: Freeze) -> nn.Module
             if _is_frozen(name, frozen, freeze.modules):
                 parameter.requires_grad_(False)
         trained: nn.Module = model
+    elif adapter.method == "head":
+        model.requires_grad_(False)
+        model.get_submodule("score").requires_grad_(True)  # only an objective that has one comes here
+        trained = model
     else:
         if len(frozen) == layers:
             raise RecipeError(

@@ -222,7 +222,7 @@ def restore_base(model: Any, source: str) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # A score head was never published, and is held in float32.
-            if "lora_" not in name and ".score." not in name:
+            if "lora_" not in name and ".score." not in f".{name}":
                 own = name.removeprefix("base_model.model.").replace(".base_layer", "")
                 parameter.copy_(published.get_parameter(own))
 
@@ -279,7 +279,7 @@ def export_run(run: Path, to: Path, kinds: Collection[str], *, force: bool = Fal
     tokenizer = load_tokenizer(str(run / "adapter" if (run / "adapter").is_dir() else run / "merged"))
     if "adapter" in kinds and not hasattr(model, "peft_config"):
         raise CheckpointError(
-            "this run trained all weights, so it has no adapter", where=str(run), hint="--kind merged"
+            "this run trained the model's own weights, so it has no adapter", where=str(run), hint="--kind merged"
         )
     chat = chat_of(report, tokenizer)
     asked = (

@@ -80,7 +80,7 @@ def precision_of_choice(wanted: str, device: torch.device, method: str = "lora")
         )
     if wanted == "nf4" and not has_bitsandbytes():
         raise without_bitsandbytes("nf4", "train.precision", otherwise="bf16")
-    if wanted in ("fp8", "nf4") and method == "full":
+    if wanted in ("fp8", "nf4") and method in ("full", "head"):
         raise RecipeError(
             f"weights stored as {wanted} cannot be trained",
             where="train.precision",

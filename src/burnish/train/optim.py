@@ -15,6 +15,7 @@ from burnish.model.recorded import Recording
 
 BETAS = (0.9, 0.95)
 EPSILON = 1e-8
+HEAD_RATE = 3e-3  # of a linear head on features that do not move
 
 
 def auto_learning_rate(hidden_size: int, method: str, steps: int) -> float:
@@ -26,6 +27,8 @@ def auto_learning_rate(hidden_size: int, method: str, steps: int) -> float:
     full = 5e-5 * (2000 / hidden_size) ** 0.781
     if method == "full":
         return full
+    if method == "head":
+        return HEAD_RATE
     return full * (15 if steps < 100 else 10)
 
 

@@ -210,7 +210,8 @@ def make_plan(recipe: Recipe, config: PretrainedConfig, model: nn.Module, work: 
     machine = speed.measure(device, settings.precision, shape.hidden, shape.mlp)
     rate = 1 / _seconds(shape, settings, work)
     fits = parts["total"] <= room
-    trained_for = work.tokens * settings.steps * settings.batch_size / work.rows / rate
+    passes = 1.0 if recipe.adapter.method == "head" else settings.steps * settings.batch_size / work.rows
+    trained_for = work.tokens * passes / rate
     return Plan(
         model=recipe.model,
         parameters=shape.parameters,

@@ -139,7 +139,7 @@ def _share_met(name: str, text: Any) -> float:
 def _share_walked_back(named: dict[str, nn.Parameter]) -> float:
     """The share of the layers, from the top, down to the lowest with something trained."""
     trained = {name: layer_of(name) for name, p in named.items() if p.requires_grad}
-    lowest = min((number for number in trained.values() if number is not None), default=0)
     count = max((number for name in named if (number := layer_of(name)) is not None), default=0) + 1
+    lowest = min((number for number in trained.values() if number is not None), default=count)
     below_all = any(layer is None and ("embed" in name or "wte" in name) for name, layer in trained.items())
     return 1.0 if below_all else (count - lowest) / count

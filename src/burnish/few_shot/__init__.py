@@ -1,0 +1,1 @@
+"""Few-shot learning: which way to learn from k examples is worth it, measured on the same draws and the same test rows."""

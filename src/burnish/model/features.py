@@ -1,0 +1,80 @@
+"""A net whose body is frozen: what it makes of a text never changes, so it is computed once and looked up from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from burnish.core import Batch, Group, Outputs, pack
+from burnish.data.feed import parts_of
+from burnish.model.likelihood import as_fits, evaluating
+from burnish.model.net import Net
+
+FEATURE = "feature"  # the stream with the number of a sequence's feature
+MOST = 2**24  # numbers that a stream of float32 tells apart
+
+
+class CachedBody(Net):
+    """A net that keeps the hidden state at the last token of sequences it has seen, (d,) each, and applies the score head to that.
+
+    Sequences that `remember` has met carry the stream FEATURE; a batch of them never goes through the body again. Any other batch
+    goes the whole way, so an exam of unseen texts, a replay and an export need to know nothing of this. What is kept lies beside the
+    model, d numbers a sequence in the precision of the body: 23 MB for 10,000 texts and d = 576 in float32.
+    """
+
+    def __init__(self, model: nn.Module, *, precision: str = "fp32") -> None:
+        super().__init__(model, precision=precision)
+        self.features: Tensor | None = None  # (N,d)
+
+    def remember(self, groups: Sequence[Group], row_tokens: int) -> None:
+        """Compute and keep the feature of every sequence, in place of those kept so far. row_tokens: as in `sequence_logp`.
+
+        The sequences are marked in place, so what is packed from them is looked up.
+        """
+        seqs = [seq for group in groups for seq in group]
+        assert len(seqs) < MOST, f"{len(seqs)} sequences are more than a stream can number"
+        for seq in seqs:
+            seq.values.pop(FEATURE, None)
+        with evaluating(self):
+            self.features = as_fits(lambda tokens: self._computed(groups, row_tokens, tokens), self, row_tokens)
+        for number, seq in enumerate(seqs):
+            seq.values[FEATURE] = float(number)
+
+    @torch.no_grad()
+    def _computed(self, groups: Sequence[Group], row_tokens: int, micro_tokens: int) -> Tensor:
+        """(N,d) of the sequences in order. Texts of like length are packed together, so that little padding goes through."""
+        order = sorted(range(len(groups)), key=lambda number: sum(map(len, groups[number])))
+        sizes = [sum(map(len, groups[number])) for number in order]
+        places = _starts(groups)
+        found: Tensor | None = None
+        for part in parts_of(sizes, micro_tokens):
+            chosen = order[part]
+            batch = pack([groups[number] for number in chosen], row_tokens=row_tokens).to(self.device)
+            with self.autocast():
+                hidden = self._hidden(batch).flatten(0, 1).index_select(0, batch.last)  # (S,d)
+            if found is None:
+                found = hidden.new_empty(sum(map(len, groups)), hidden.shape[-1])
+            numbers = [places[number] + inside for number in chosen for inside in range(len(groups[number]))]
+            found[torch.tensor(numbers, device=found.device)] = hidden
+        assert found is not None, "there are no sequences"
+        return found
+
+    def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
+        numbers = batch.values.get(FEATURE)
+        if numbers is None or self.features is None or "logp" in needs:
+            return super().forward(batch, needs)
+        hidden = self.features.index_select(0, numbers.long())[None]  # (1,S,d): each sequence is its own last token
+        last = torch.arange(numbers.numel(), device=numbers.device)
+        return Outputs(score=self._score(hidden, replace(batch, last=last)))
+
+
+def _starts(groups: Sequence[Group]) -> list[int]:
+    """The number of each group's first sequence."""
+    starts, count = [], 0
+    for group in groups:
+        starts.append(count)
+        count += len(group)
+    return starts
