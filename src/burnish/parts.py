@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -196,7 +196,9 @@ def make_feed(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) -
     )
 
 
-def make_optimizer(recipe: Recipe, net: Net, settings: memory.Settings) -> Optim:
+def make_optimizer(
+    recipe: Recipe, net: Net, settings: memory.Settings, schedule: Callable[[int], float] | None = None
+) -> Optim:
     return Optim(
         trained_parameters(net.model),
         learning_rate=settings.learning_rate,
@@ -207,6 +209,7 @@ def make_optimizer(recipe: Recipe, net: Net, settings: memory.Settings) -> Optim
         kind=settings.optimizer,
         in_backward=settings.in_backward,
         recorded=settings.graph,
+        schedule=schedule,
     )
 
 

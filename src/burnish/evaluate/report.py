@@ -69,6 +69,11 @@ def render_html(report: Mapping[str, Any]) -> str:
     return _environment().get_template("report.html.j2").render({**shown, **view})
 
 
+def render_page(template: str, view: Mapping[str, Any]) -> str:
+    """A page of another kind, from its own template and `printable` values."""
+    return _environment().get_template(template).render(view)
+
+
 def printable(value: Any) -> Any:
     """The same value, its texts no longer than a page can bear, and marks that are not printed spelled out: ⟨U+202E⟩."""
     if isinstance(value, str):

@@ -21,6 +21,8 @@ from burnish.train.loop import Step
 from burnish.train.optim import Optim
 from burnish.train.trackers import Tracker
 
+TIE = 1e-6  # what a difference in loss may weigh at most beside the metric
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -43,11 +45,21 @@ class Validation:
         The noise is one standard error of the difference on the same items: a handful of generated answers cannot rank two
         checkpoints that are close, and the loss, which sees every token, can.
         """
+        return self.loss < other.loss if self.is_level_with(other) else self.metric > other.metric
+
+    def is_level_with(self, other: Validation) -> bool:
+        """Whether the metrics differ by no more than one standard error of their difference on the same items."""
         gains = [mine - theirs for mine, theirs in zip(self.scores, other.scores, strict=True)]
         noise = statistics.pstdev(gains) / math.sqrt(len(gains)) if gains else 0.0
-        if abs(self.metric - other.metric) <= noise:
-            return self.loss < other.loss
-        return self.metric > other.metric
+        return abs(self.metric - other.metric) <= noise
+
+    @property
+    def value(self) -> float:
+        """The metric as a number by which any two looks are ranked: the loss decides where the metrics are equal."""
+        return self.metric + TIE * math.exp(-self.loss)
+
+
+Judge = Callable[[Sequence[Validation]], str | None]  # of all looks so far; a text ends the training, and says why
 
 
 @dataclass
@@ -55,7 +67,7 @@ class Validate:
     """Measures at the given steps, remembers the best by the metric, and stops after `patience` looks without a better one.
 
     The metric, not the loss, decides: an early stop on loss can lose accuracy that was still rising.
-    lost: steps that cannot be the best any more, since their weights are gone.
+    lost: steps that cannot be the best any more, since their weights are gone. judge: who may end the training after a look.
     """
 
     measure: Callable[[int], Validation]
@@ -63,6 +75,8 @@ class Validate:
     patience: int
     history: list[Validation] = field(default_factory=list)
     lost: set[int] = field(default_factory=set)
+    judge: Judge | None = None
+    judged: str | None = None
 
     @property
     def best(self) -> Validation | None:
@@ -77,12 +91,13 @@ class Validate:
     def reason_to_stop(self) -> str | None:
         best = self.best
         since = sum(seen.step > best.step for seen in self.history) if best else 0
-        return f"no better for {since} validations" if since >= self.patience else None
+        return f"no better for {since} validations" if since >= self.patience else self.judged
 
     def look(self, step: int) -> None:
         """Measure at this step unless it was done, as it may have been before a run went on."""
         if step in self.due and all(seen.step != step for seen in self.history):
             self.history.append(self.measure(step))
+            self.judged = self.judge(self.history) if self.judge else None
 
     def after(self, step: Step) -> str | None:
         self.look(step.number)
