@@ -60,7 +60,8 @@ def prove(run: Run, search: Search, seeds: int) -> dict[str, Any]:
     before = (
         _trained(run, search, search.recipe, {}, search.folder_of(default), exam)[1] if compared and default else None
     )
-    found, sittings = [], []
+    found: list[dict[str, Any]] = []
+    sittings: list[Sitting | None] = []
     for number in range(seeds):
         seed = search.recipe.train.seed + number
         recipe, folder = search.recipe_of(best), search.folder_of(best)
@@ -69,7 +70,7 @@ def prove(run: Run, search: Search, seeds: int) -> dict[str, Any]:
             folder = search.folder / "seeds" / str(seed)
         look, sitting = _trained(run, search, recipe, {} if is_default else values, folder, exam)
         figures = exam.figures(sitting) if exam and sitting else {}
-        record = {"seed": seed, "metric": look.metric, "loss": look.loss, "step": look.step}
+        record: dict[str, Any] = {"seed": seed, "metric": look.metric, "loss": look.loss, "step": look.step}
         found.append(record | {"test": figures[exam.metric] if exam and sitting else None})
         sittings.append(sitting)
         told = f", {found[-1]['test']:.3f} on test" if compared else ""
