@@ -55,8 +55,17 @@ def tune_recipe(
         search = Search(name, folder, recipe, material, space, start, limit, key, stop, progress, storage)
         progress.say(f"  {len(space)} keys, {limit}; trials are judged by {material.metric} on validation")
         proof = None
+
+        def write() -> dict[str, Any]:
+            best = best_recipe(search)
+            if best:
+                write_text(folder / "best.yaml", best.dump())
+            report = make_report(search, best, proof)
+            write_report(report, folder)
+            return report
+
         try:
-            search.run()
+            search.run(write)
             if any(not is_dead(trial) for trial in search.running()):
                 progress.say(f"  {OTHERS}")
             else:
@@ -64,11 +73,7 @@ def tune_recipe(
                 with locked(folder / "prove.lock"):
                     proof = prove(run, search, seeds or recipe.tune.seeds)
         finally:
-            report = make_report(search, proof)
-            best = best_recipe(search)
-            if best:
-                write_text(folder / "best.yaml", best.dump())
-            write_report(report, folder)
+            report = write()
     return report
 
 

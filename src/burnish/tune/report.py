@@ -19,11 +19,12 @@ from burnish.evaluate import charts
 from burnish.evaluate.report import outcome_of, printable, render_page
 from burnish.folder import now, write_text
 from burnish.pipeline import versions
+from burnish.recipe import Recipe
 from burnish.tune.study import STATES, Search, look_of, reason_of
 
 
-def make_report(search: Search, proof: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The study as plain values. proof: what `prove` returned, or None while trials still run."""
+def make_report(search: Search, recipe: Recipe | None, proof: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The study as plain values. recipe: the best one so far. proof: what `prove` returned, or None while trials still run."""
     best, default = search.best, search.default
     trials = [_record(search, trial) for trial in search.trials()]
     states = [trial["state"] for trial in trials]
@@ -46,7 +47,8 @@ def make_report(search: Search, proof: Mapping[str, Any] | None) -> dict[str, An
         "seeds": proof["seeds"] if proof else [],
         "spread": proof["spread"] if proof else {},
         "test": proof["test"] if proof else None,
-        "recipe": search.recipe_of(best).dump() if best else "",
+        "test_looks": proof["test_looks"] if proof else 0,
+        "recipe": recipe.dump() if recipe else "",
         "versions": versions() | {"optuna": optuna.__version__},
     }
 

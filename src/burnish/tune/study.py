@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,10 +86,14 @@ class Search:
 
     # Trials ----------------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Trials until the budget is spent. Raises Interrupted, with the running trial enqueued again, on a signal to stop."""
+    def run(self, after: Callable[[], Any] = lambda: None) -> None:
+        """Trials until the budget is spent. after: called at the end of each.
+
+        Raises Interrupted, with the running trial enqueued again, on a signal to stop.
+        """
         while (trial := self._claim()) is not None:
             self._one(trial)
+            after()
             self._give_up_where_all_fail()
 
     def trials(self) -> list[FrozenTrial]:
