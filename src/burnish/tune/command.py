@@ -17,7 +17,7 @@ from burnish.tune.prove import best_recipe, prove
 from burnish.tune.report import make_report, write_report
 from burnish.tune.space import read_budget, read_space, starting_values, usual_space, with_start
 from burnish.tune.storage import is_dead
-from burnish.tune.study import Search
+from burnish.tune.study import Search, reason_of
 from burnish.tune.trial import gather, resolved
 
 OTHERS = "other processes still run trials of this study; the last one to end trains the winner"
@@ -79,7 +79,7 @@ def tune_recipe(
 
 def _require_one(search: Search) -> None:
     if search.best is None:
-        why = search.trials()[-1].user_attrs.get("reason", "") if search.trials() else ""
+        why = reason_of(search.trials()[-1]) if search.trials() else ""
         raise TrainingError(
             f"no trial ran to its end{f'; the last one: {why}' if why else ''}", where="tune", hint="--budget with more"
         )

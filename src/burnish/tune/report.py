@@ -20,7 +20,7 @@ from burnish.evaluate.report import outcome_of, printable, render_page
 from burnish.folder import now, write_text
 from burnish.pipeline import versions
 from burnish.recipe import Recipe
-from burnish.tune.study import STATES, Search, look_of, reason_of
+from burnish.tune.study import STATES, Search, look_of, reason_of, result_of
 
 
 def make_report(search: Search, recipe: Recipe | None, proof: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -129,13 +129,13 @@ def _record(search: Search, trial: FrozenTrial) -> dict[str, Any]:
         "state": STATES[trial.state.name],
         "default": bool(trial.user_attrs.get("default")),
         "values": search.values_of(trial),
-        "seconds": trial.user_attrs.get("seconds"),
+        "seconds": result_of(trial).get("seconds"),
         "reason": reason_of(trial) if trial.state in (TrialState.PRUNED, TrialState.FAIL) else "",
     }
     if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
         look = look_of(trial)
         record |= {"metric": look.metric, "loss": look.loss, "step": look.step}
-        record |= {name: trial.user_attrs[name] for name in ("steps", "looks")}
+        record |= {name: result_of(trial)[name] for name in ("steps", "looks")}
     return record
 
 

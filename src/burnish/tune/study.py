@@ -150,7 +150,7 @@ class Search:
         for trial in self.trials():
             if trial.state == TrialState.RUNNING and trial.datetime_start:
                 spent += now - trial.datetime_start.timestamp()
-            spent += trial.user_attrs.get("seconds", 0.0)
+            spent += result_of(trial).get("seconds", 0.0)
         return spent
 
     def is_spent(self) -> bool:
@@ -175,9 +175,9 @@ class Search:
 
     def _one(self, trial: Trial) -> None:
         first, folder, began = bool(trial.user_attrs.get("default")), self.folder_of(trial), time.monotonic()
-        trial.set_user_attr("folder", folder.name)
         self.progress.begin(trial.number, "trial")
-        reason = ""
+        result: dict[str, Any] = {"reason": ""}
+        value = None
         with self._given_back_unless_told(trial), beating(trial):
             try:
                 recipe = self.recipe_of(trial)
@@ -186,26 +186,27 @@ class Search:
                 outcome = run_trial(
                     folder, recipe, self.material, changed=changed, stop=self.stop, judge=judge, first=first
                 )
-                trial.set_user_attr("best", _kept(outcome.best))
-                trial.set_user_attr("looks", [[look.step, look.metric, look.loss] for look in outcome.looks])
-                trial.set_user_attr("steps", outcome.trained.report["steps"])
-                reason, value = outcome.pruned, outcome.best.value
-                state = TrialState.PRUNED if reason else TrialState.COMPLETE
+                result = {
+                    "best": _kept(outcome.best),
+                    "looks": [[look.step, look.metric, look.loss] for look in outcome.looks],
+                    "steps": outcome.trained.report["steps"],
+                    "reason": outcome.pruned,
+                }
+                state = TrialState.PRUNED if outcome.pruned else TrialState.COMPLETE
+                value = None if outcome.pruned else outcome.best.value
                 del outcome
             except (Interrupted, CheckpointError):
                 raise
             except BurnishError as error:
-                reason, state, value = str(error).split("\n")[0], TrialState.FAIL, None
+                result["reason"], state = str(error).split("\n")[0], TrialState.FAIL
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason, state, value = "the memory is not enough", TrialState.FAIL, None
-            seconds = round(time.monotonic() - began, 1)
-            trial.set_user_attr("reason", reason)
-            trial.set_user_attr("seconds", seconds)
-            self.study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
+                result["reason"], state = "the memory is not enough", TrialState.FAIL
+            trial.set_user_attr("result", result | {"seconds": round(time.monotonic() - began, 1)})
+            self.study.tell(trial, value, state=state)
         release()
-        self._tidy(trial.number)
+        self._tidy()
         self.progress.say(self._line(trial.number))
 
     def _judge(self, trial: Trial, recipe: Recipe) -> Judge:
@@ -242,12 +243,10 @@ class Search:
         """
         deaths += trial.user_attrs.get("deaths", 0)
         if tell_once(lambda: self.study.tell(trial.number, state=TrialState.FAIL)) and deaths < DEATHS:
-            kept: dict[str, Any] = {
-                key: trial.user_attrs[key] for key in ("default", "folder") if key in trial.user_attrs
-            }
             first = bool(trial.user_attrs.get("default"))
             values = self.start if first else self.values_of(trial)
-            self._enqueue(values, {"again": trial.number, "deaths": deaths, **kept})
+            known = {"default": first, "folder": self.folder_of(trial).name}
+            self._enqueue(values, {"again": trial.number, "deaths": deaths, **known})
 
     def _enqueue(self, values: Mapping[str, Any], attributes: dict[str, Any]) -> None:
         texts = {
@@ -264,7 +263,7 @@ class Search:
                 hint="burnish run RECIPE   shows the whole of it",
             )
 
-    def _tidy(self, number: int) -> None:
+    def _tidy(self) -> None:
         """Remove the checkpoints of a trial that ended, unless it is the default's or the best's; those of the best before it too."""
         best, every = self.best, self.trials()
         keep = {trial.number for trial in (best, self.default) if trial}
@@ -275,25 +274,30 @@ class Search:
     def _line(self, number: int) -> str:
         trial = next(one for one in self.study.get_trials(deepcopy=False) if one.number == number)
         values = ", ".join(f"{key} {brief(value)}" for key, value in self.values_of(trial).items())
-        took = as_time(trial.user_attrs.get("seconds", 0))
+        took = as_time(result_of(trial).get("seconds", 0))
         if trial.state == TrialState.FAIL:
             told = f"failed: {reason_of(trial)}"
         else:
             look = look_of(trial)
             told = f"metric {look.metric:.3f}, loss {look.loss:.3f}"
-            told += f"; {trial.user_attrs['reason']}" if trial.user_attrs["reason"] else ""
+            told += f"; {reason_of(trial)}" if trial.state == TrialState.PRUNED else ""
         what = "the recipe as it stands" if trial.user_attrs.get("default") else values
         return f"  trial {number:>3}  {told}  ({took})  {what}"
 
 
+def result_of(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial came to: reason, seconds and, unless it failed, best, looks and steps; empty while it runs."""
+    return trial.user_attrs.get("result", {})
+
+
 def look_of(trial: FrozenTrial) -> Validation:
     """The best look of a trial that ended."""
-    return Validation(**trial.user_attrs["best"], metrics={}, answers=[])
+    return Validation(**result_of(trial)["best"], metrics={}, answers=[])
 
 
 def reason_of(trial: FrozenTrial) -> str:
     """Why a trial was pruned or failed."""
-    return trial.user_attrs.get("reason", f"its process ended {DEATHS} times")
+    return result_of(trial).get("reason", f"its process ended {DEATHS} times")
 
 
 def brief(value: Any) -> str:
