@@ -70,7 +70,7 @@ def tune(
     _require_optuna()
 
     from burnish.progress import Progress
-    from burnish.tune.command import tune_recipe
+    from burnish.tuning.command import tune_recipe
 
     folder = Path(out) if out else RUNS / f"{name}-tune"
     options: dict[str, Any] = {
@@ -95,7 +95,7 @@ def lr_range(
     loaded, name = _load(recipe, overrides)
 
     from burnish.progress import Progress
-    from burnish.tune.range_test import range_test
+    from burnish.tuning.range_test import range_test
 
     return range_test(loaded, Path(out) if out else RUNS / f"{name}-tune", name, Progress(quiet=quiet), steps=steps)
 

@@ -189,13 +189,13 @@ def tune(
     """Search for better hyperparameters on the validation rows; typed again, or in a second shell, it goes on together."""
     if lr_range:
         found = api.lr_range(recipe, steps=steps, out=out, overrides=overrides, quiet=quiet)
-        from burnish.tune.range_test import summary as told_of_rates
+        from burnish.tuning.range_test import summary as told_of_rates
 
         told = told_of_rates(found)
     else:
         options: dict[str, Any] = {"budget": budget or None, "storage": storage or None, "seeds": seeds, "out": out}
         found = api.tune(recipe, ranges=ranges, choices=choices, overrides=overrides, quiet=quiet, **options)
-        from burnish.tune.report import summary as told_of_study
+        from burnish.tuning.report import summary as told_of_study
 
         told = told_of_study(found)
     show(found, as_json, told)

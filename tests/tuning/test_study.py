@@ -22,11 +22,11 @@ from burnish.guards import Evidence
 from burnish.progress import Progress
 from burnish.recipe import load_recipe, make_recipe
 from burnish.train.hooks import StopSignal
-from burnish.tune import study as studies
-from burnish.tune.report import render, summary
-from burnish.tune.space import Budget, Choices, Range
-from burnish.tune.study import Search, look_of
-from burnish.tune.trial import gather
+from burnish.tuning import study as studies
+from burnish.tuning.report import render, summary
+from burnish.tuning.space import Budget, Choices, Range
+from burnish.tuning.study import Search, look_of
+from burnish.tuning.trial import gather
 from tiny_runs import asked_and_answered, recipe_of, write_rows
 
 SPACE = {"train.learning_rate": [1e-5, 0.05, "log"], "adapter.rank": {"choices": [4, 8]}}
@@ -292,7 +292,7 @@ def test_a_defect_is_no_failed_trial(search, pretend):
 
 
 def test_a_trial_that_falls_behind_ends_early(search):
-    opened = search(12, validations=4, epochs=4)
+    opened = search(7, validations=4, epochs=3)
     opened.run()
     pruned = [trial for trial in opened.trials() if trial.state.name == "PRUNED"]
     assert pruned
@@ -415,23 +415,25 @@ def wait_for(path, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_study(start, recipe, tmp_path):
-    both = [start(6), start(6)]
+    both = [start(4), start(4)]
     assert [process.wait(300) for process in both] == [0, 0]
     report = json.loads((tmp_path / "study" / "tune.json").read_text(encoding="utf-8"))
-    assert len(report["trials"]) == 6
+    assert len(report["trials"]) == 4
     assert [trial["number"] for trial in report["trials"] if trial["default"]] == [0]
-    assert len({json.dumps(trial["values"]) for trial in report["trials"]}) == 6
+    assert len({json.dumps(trial["values"]) for trial in report["trials"]}) == 4
     assert report["seeds"]
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_goes_on(start, recipe, tmp_path):
-    killed = start(4)
+    killed = start(3)
     wait_for(tmp_path / "study" / "trials" / "0001" / "steps")
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    report = api.tune(recipe | {"tune": {"space": SPACE}}, budget=4, seeds=1, out=tmp_path / "study", quiet=True)
-    assert sum(report["counts"].values()) == 4
+    report = api.tune(recipe | {"tune": {"space": SPACE}}, budget=3, seeds=1, out=tmp_path / "study", quiet=True)
+    assert sum(report["counts"].values()) == 3
     assert "running" not in report["counts"]
     assert report["trials"][0]["default"]
     assert report["seeds"]

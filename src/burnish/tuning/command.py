@@ -13,12 +13,12 @@ from burnish.pipeline import learnt
 from burnish.progress import Progress
 from burnish.recipe import Recipe
 from burnish.train.hooks import StopSignal
-from burnish.tune.prove import best_recipe, prove
-from burnish.tune.report import make_report, write_report
-from burnish.tune.space import read_budget, read_space, starting_values, usual_space, with_start
-from burnish.tune.storage import is_dead
-from burnish.tune.study import Search, reason_of
-from burnish.tune.trial import gather, resolved
+from burnish.tuning.prove import best_recipe, prove
+from burnish.tuning.report import make_report, write_report
+from burnish.tuning.space import read_budget, read_space, starting_values, usual_space, with_start
+from burnish.tuning.storage import is_dead
+from burnish.tuning.study import Search, reason_of
+from burnish.tuning.trial import gather, resolved
 
 OTHERS = "other processes still run trials of this study; the last one to end trains the winner"
 

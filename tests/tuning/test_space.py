@@ -6,7 +6,7 @@ import pytest
 
 from burnish.errors import RecipeError
 from burnish.recipe import load_recipe, make_recipe
-from burnish.tune.space import (
+from burnish.tuning.space import (
     Budget,
     Choices,
     Range,

@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from burnish.errors import RecipeError
-from burnish.tune.space import Choices, Space, as_text
+from burnish.tuning.space import Choices, Space, as_text
 
 BEAT = 30.0  # seconds between two signs of life of a trial
 SILENT = 300.0  # seconds without one after which a trial on another machine counts as dead

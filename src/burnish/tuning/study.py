@@ -24,8 +24,8 @@ from burnish.progress import Progress, as_time
 from burnish.recipe import Recipe
 from burnish.train.hooks import Judge, StopSignal, Validation
 from burnish.train.ladder import is_out_of_memory, release
-from burnish.tune.space import Budget, Choices, Space, as_text, recipe_with
-from burnish.tune.storage import (
+from burnish.tuning.space import Budget, Choices, Space, as_text, recipe_with
+from burnish.tuning.storage import (
     Numbered,
     beating,
     distributions,
@@ -34,7 +34,7 @@ from burnish.tune.storage import (
     tell_once,
     this_process,
 )
-from burnish.tune.trial import PRUNED, Material, run_trial
+from burnish.tuning.trial import PRUNED, Material, run_trial
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 SPENT = "the budget is spent"

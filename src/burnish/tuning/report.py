@@ -20,7 +20,7 @@ from burnish.evaluate.report import outcome_of, printable, render_page
 from burnish.folder import now, write_text
 from burnish.pipeline import versions
 from burnish.recipe import Recipe
-from burnish.tune.study import STATES, Search, look_of, reason_of, result_of
+from burnish.tuning.study import STATES, Search, look_of, reason_of, result_of
 
 
 def make_report(search: Search, recipe: Recipe | None, proof: Mapping[str, Any] | None = None) -> dict[str, Any]:

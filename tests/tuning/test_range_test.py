@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -10,7 +11,7 @@ import pytest
 from burnish import api
 from burnish.errors import RecipeError
 from burnish.train.loop import Step
-from burnish.tune.range_test import Watch, render, suggestion, summary
+from burnish.tuning.range_test import Watch, render, suggestion, summary
 from tiny_runs import asked_and_answered, recipe_of, write_rows
 
 
@@ -31,7 +32,7 @@ def step(number, loss, rate=1e-3):
 
 def test_the_rate_grows_by_the_same_factor_each_step(found):
     rates = [point["rate"] for point in found["curve"]]
-    factors = [after / before for before, after in zip(rates, rates[1:], strict=False)]
+    factors = [after / before for before, after in itertools.pairwise(rates)]
     assert rates[0] == pytest.approx(found["usual"] / 1000)
     assert factors == pytest.approx([10 ** (5 / 59)] * len(factors))
 

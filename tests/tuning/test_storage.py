@@ -13,8 +13,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from burnish.tune.space import Choices, Range
-from burnish.tune.storage import SILENT, STARTING, beating, distributions, is_dead, this_process
+from burnish.tuning.space import Choices, Range
+from burnish.tuning.storage import SILENT, STARTING, beating, distributions, is_dead, this_process
 
 NOW = time.time()
 ELSEWHERE = {"host": "another machine", "pid": 1, "began": "1"}

@@ -14,8 +14,8 @@ from burnish.pipeline import define_metric, sit, tokenize
 from burnish.recipe import Recipe, TunedBy, make_recipe
 from burnish.train.hooks import Validation
 from burnish.train.ladder import release
-from burnish.tune.study import Search, look_of
-from burnish.tune.trial import run_trial
+from burnish.tuning.study import Search, look_of
+from burnish.tuning.trial import run_trial
 
 BASE_IS = "the model tuned with the default recipe"
 
