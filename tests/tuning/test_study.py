@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -273,6 +274,15 @@ def test_memory_that_runs_out_fails_the_trial(search, pretend):
     assert failed
     assert {opened.values_of(trial)["adapter.rank"] for trial in failed} == {4}
     assert {studies.reason_of(trial) for trial in failed} == {"the memory is not enough"}
+
+
+def test_figures_that_are_no_numbers_fail_the_trial(search, pretend):
+    pretend(lambda recipe: (0.5, math.nan if recipe.adapter.rank == 4 else 1.0))
+    opened = search(6)
+    opened.run()
+    failed = [trial for trial in opened.trials() if trial.state.name == "FAIL"]
+    assert {opened.values_of(trial)["adapter.rank"] for trial in failed} == {4}
+    assert {trial.user_attrs["result"]["reason"] for trial in failed} == {f"validation: {studies.NONSENSE}"}
 
 
 def test_where_all_trials_fail_the_study_ends(search, pretend):

@@ -56,7 +56,7 @@ class Validation:
     @property
     def value(self) -> float:
         """The metric as a number by which any two looks are ranked: the loss decides where the metrics are equal."""
-        return self.metric + TIE * math.exp(-self.loss)
+        return self.metric + (TIE * math.exp(-self.loss) if math.isfinite(self.loss) else 0.0)
 
 
 Judge = Callable[[Sequence[Validation]], str | None]  # of all looks so far; a text ends the training, and says why

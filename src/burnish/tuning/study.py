@@ -38,6 +38,7 @@ from burnish.tuning.trial import PRUNED, Material, run_trial
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 SPENT = "the budget is spent"
+NONSENSE = "the figures on validation are no finite numbers"
 DEATHS = 3  # times that a process may end in the middle of a trial before the trial counts as failed
 HOPELESS = 5  # failed trials, and none that ended well, after which a study gives up
 
@@ -192,13 +193,15 @@ class Search:
                     "steps": outcome.trained.report["steps"],
                     "reason": outcome.pruned,
                 }
+                if not all(map(math.isfinite, (outcome.best.metric, outcome.best.loss))):
+                    raise TrainingError(NONSENSE, where="validation")
                 state = TrialState.PRUNED if outcome.pruned else TrialState.COMPLETE
                 value = None if outcome.pruned else outcome.best.value
                 del outcome
             except (Interrupted, CheckpointError):
                 raise
             except BurnishError as error:
-                result["reason"], state = str(error).split("\n")[0], TrialState.FAIL
+                result, state = {"reason": str(error).split("\n")[0]}, TrialState.FAIL
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -217,6 +220,8 @@ class Search:
             self.progress.update(f"look {len(looks)} of {recipe.train.validations}")
             if not looks or len(looks) >= recipe.train.validations:
                 return None
+            if not all(map(math.isfinite, (looks[-1].metric, looks[-1].loss))):
+                return f"{PRUNED}{NONSENSE}"
             value = max(look.value for look in looks)
             trial.report(value, len(looks))
             if trial.should_prune():
