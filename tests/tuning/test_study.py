@@ -146,6 +146,14 @@ def test_a_run_of_the_best_recipe_passes_guard_5(done, tmp_path):
     assert guard["evidence"]["trials"] == 6
 
 
+@pytest.mark.parametrize(("who", "place"), [("best.yaml", "tuned"), ("recipe.yaml", "base")])
+def test_what_a_recipe_comes_to_on_the_test_rows_is_what_a_run_of_it_comes_to(done, tmp_path, who, place):
+    folder, report = done
+    alone = api.run(folder / who, out=tmp_path / "run", quiet=True)["evaluation"]
+    assert report["test"][place] == alone["tuned"]
+    assert report["test"]["perplexity"][place] == pytest.approx(alone["perplexity"]["tuned"], rel=1e-3)
+
+
 def test_the_report_lies_in_the_folder_and_is_told_in_words(done):
     folder, report = done
     assert json.loads((folder / "tune.json").read_text(encoding="utf-8")) == report

@@ -109,7 +109,9 @@ def summary(report: Mapping[str, Any]) -> str:
     for name, where in (("metric", "validation"), ("test", "test")):
         if spread := report["spread"].get(name):
             about = f" ± {spread['deviation']:.3f}" if spread["deviation"] is not None else ""
-            lines.append(f"  {spread['n']} seeds  {report['metric']} {spread['mean']:.3f}{about} on {where}")
+            lines.append(
+                f"  {spread['n']} seed{'s' if spread['n'] > 1 else ' '}  {report['metric']} {spread['mean']:.3f}{about} on {where}"
+            )
     if test := report["test"]:
         low, high = test["ci95"]
         lines.append(
