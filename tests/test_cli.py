@@ -15,7 +15,7 @@ import yaml
 from burnish import api, cli
 from tiny_runs import asked_and_answered, recipe_of, write_rows
 
-HEAVY = ("torch", "transformers", "peft", "pydantic", "numpy", "yaml", "jinja2", "pyarrow")
+HEAVY = ("torch", "optuna", "transformers", "peft", "pydantic", "numpy", "yaml", "jinja2", "pyarrow")
 
 
 @pytest.fixture
@@ -105,6 +105,7 @@ def test_the_verbs_are_those_that_exist():
         "data/split",
         "plan",
         "run",
+        "tune",
         "chat",
         "export",
         "runs",

@@ -80,6 +80,58 @@ def fewshot(
     return summary
 
 
+def tune(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    budget: str | int | None = None,
+    ranges: Iterable[str] = (),
+    choices: Iterable[str] = (),
+    storage: str | None = None,
+    seeds: int | None = None,
+    out: str | Path | None = None,
+    overrides: Overrides = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Search for better hyperparameters and return the study's report, as `tune.json` holds it; `best.yaml` stands beside it.
+
+    budget: a number of trials, or a time such as "20m" or "2h", over the whole study. ranges: "key=low:high" or "key=low:high:log".
+    choices: "key=a,b". storage: a file or the URL of a database; by default a journal in the folder. seeds: how many the winner is trained
+    with. out: the study's folder, `runs/NAME-tune` by default. The same call goes on where it stopped, or joins another process.
+    """
+    loaded, name = _load(recipe, overrides)
+    _require_optuna()
+
+    from burnish.progress import Progress
+    from burnish.tuning.command import tune_recipe
+
+    folder = Path(out) if out else RUNS / f"{name}-tune"
+    options: dict[str, Any] = {
+        "budget": budget,
+        "ranges": ranges,
+        "choices": choices,
+        "storage": storage,
+        "seeds": seeds,
+    }
+    return tune_recipe(loaded, folder, name, Progress(quiet=quiet), **options)
+
+
+def lr_range(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    steps: int = 100,
+    out: str | Path | None = None,
+    overrides: Overrides = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """The learning-rate range test: returns what `lr-range.json` holds, the suggested rate among it; a page shows the curve."""
+    loaded, name = _load(recipe, overrides)
+
+    from burnish.progress import Progress
+    from burnish.tuning.range_test import range_test
+
+    return range_test(loaded, Path(out) if out else RUNS / f"{name}-tune", name, Progress(quiet=quiet), steps=steps)
+
+
 def check(files: str | Path | list[str], *, columns: Mapping[str, str] | None = None) -> Check:
     """What is in a file of examples and what is wrong with it."""
     from burnish.data.check import check as check_files
@@ -129,6 +181,15 @@ def doctor() -> list[dict[str, str]]:
     from burnish.machine import examine
 
     return examine()
+
+
+def _require_optuna() -> None:
+    from importlib.util import find_spec
+
+    from burnish.errors import RecipeError
+
+    if find_spec("optuna") is None:
+        raise RecipeError("optuna is not installed", where="burnish tune", hint="pip install 'burnish[tune]'")
 
 
 def _load(recipe: str | Path | Mapping[str, Any], overrides: Overrides) -> tuple[Recipe, str]:

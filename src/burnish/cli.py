@@ -224,6 +224,42 @@ def fewshot(
 
 
 @app.command()
+def tune(
+    recipe: RecipePath,
+    budget: Annotated[
+        str, typer.Option(help="trials, or a time such as 20m or 2h, over the whole study; the recipe's by default")
+    ] = "",
+    ranges: Annotated[list[str], typer.Option("--range", help="key=low:high or key=low:high:log")] = [],  # noqa: B006
+    choices: Annotated[list[str], typer.Option("--choices", help="key=a,b,c")] = [],  # noqa: B006
+    storage: Annotated[
+        str, typer.Option(help="a file, or a database such as sqlite:///studies.db; a journal in the folder by default")
+    ] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="how many the winner is trained with")] = None,
+    lr_range: Annotated[bool, typer.Option("--lr-range", help="only test which learning rates do anything")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="of the test of learning rates")] = 100,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="the folder; runs/NAME-tune by default")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search for better hyperparameters on the validation rows; typed again, or in a second shell, it goes on together."""
+    if lr_range:
+        found = api.lr_range(recipe, steps=steps, out=out, overrides=overrides, quiet=quiet)
+        from burnish.tuning.range_test import summary as told_of_rates
+
+        told = told_of_rates(found)
+    else:
+        options: dict[str, Any] = {"budget": budget or None, "storage": storage or None, "seeds": seeds, "out": out}
+        found = api.tune(recipe, ranges=ranges, choices=choices, overrides=overrides, quiet=quiet, **options)
+        from burnish.tuning.report import summary as told_of_study
+
+        told = told_of_study(found)
+    show(found, as_json, told)
+    if (found.get("test") or {"ci95": [0, 0]})["ci95"][1] < 0:  # surely worse than the default on the test rows
+        raise typer.Exit(1)
+
+
+@app.command()
 def chat(
     run: RunPath,
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="ask this one thing and end")] = "",

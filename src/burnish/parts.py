@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -252,7 +252,9 @@ def remember_features(net: Net, tokenized: Tokenized, exam: Exam, row_tokens: in
         net.remember([*tokenized.train.groups, *(item.group for item in exam.items)], row_tokens)
 
 
-def make_optimizer(recipe: Recipe, net: Net, settings: memory.Settings) -> Optim:
+def make_optimizer(
+    recipe: Recipe, net: Net, settings: memory.Settings, schedule: Callable[[int], float] | None = None
+) -> Optim:
     return Optim(
         trained_parameters(net.model),
         learning_rate=settings.learning_rate,
@@ -263,6 +265,7 @@ def make_optimizer(recipe: Recipe, net: Net, settings: memory.Settings) -> Optim
         kind=settings.optimizer,
         in_backward=settings.in_backward,
         recorded=settings.graph,
+        schedule=schedule,
     )
 
 

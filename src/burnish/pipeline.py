@@ -72,10 +72,10 @@ from burnish.recipe import Recipe
 from burnish.serve.export import export, try_adapter, write_card
 from burnish.train import memory
 from burnish.train.checkpoint import Store
-from burnish.train.hooks import StopSignal
+from burnish.train.hooks import Judge, StopSignal
 from burnish.train.ladder import Ladder
 from burnish.train.loop import check_streams
-from burnish.train.optim import Optim
+from burnish.train.optim import Optim, auto_learning_rate
 from burnish.train.plan import Plan
 from burnish.train.session import Session, load_trained
 from burnish.train.smoke import smoke
@@ -83,14 +83,9 @@ from burnish.train.trackers import open_trackers
 
 PARITY_ITEMS = 4
 # Keys of the recipe that change nothing of what is learnt: the try-out and the training are kept when they change.
-UNLEARNT: Any = {
-    "train": {"save_every"},
-    "guards": True,
-    "deploy": True,
-    "log": True,
-    "name": True,
-    "mixing": {"compare_alone"},
-}
+UNLEARNT: Any = {"train": {"save_every"}, "mixing": {"compare_alone"}} | dict.fromkeys(
+    ("guards", "deploy", "log", "name", "tune", "tuned_by"), True
+)
 
 
 def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -363,8 +358,12 @@ def train(
     tried: Tried,
     exams: dict[str, Exam],
     stop: StopSignal,
+    judge: Judge | None = None,
 ) -> Trained:
-    """7: the loop, from the newest good checkpoint on; the best one by the metric is what it returns."""
+    """7: the loop, from the newest good checkpoint on; the best one by the metric is what it returns.
+
+    judge: who may end it at a validation, as a study does with a trial that falls behind.
+    """
     with run.step("train") as record:
         net, settings = tried.net, tried.settings
         key = key_of(chosen.key, learnt(recipe), asdict(settings), exams["validation"].max_new_tokens)
@@ -387,6 +386,7 @@ def train(
                 progress=run.progress,
                 stop=stop,
                 ladder=ladder,
+                judge=judge,
             )
             trackers = open_trackers(recipe.log, run.name, run.folder, recipe.model_dump(mode="json"))
             found = session.run(run.folder / "metrics.jsonl", trackers)
@@ -398,7 +398,8 @@ def train(
                 net.precision = kept["precision"]
         load_trained(net, store.load_step(kept["best_step"]).weights)
         run.parts["training"] = kept
-        run.learn(training=kept)
+        hidden = chosen.config.get_text_config().hidden_size
+        run.learn(training=kept, usual_rate=auto_learning_rate(hidden, recipe.adapter.method, settings.steps))
         looks = kept["validations"]
         metric = next(
             (

@@ -161,6 +161,27 @@ class Deploy(Section):
     export: list[Literal["adapter", "merged"]] = ["adapter", "merged"]
 
 
+class Tune(Section):
+    """What `burnish tune` tries, and for how long."""
+
+    space: dict[str, Any] = {}  # key: [low, high], [low, high, log] or {choices: [...]}; empty: the usual ones
+    budget: str | Annotated[int, Field(ge=1)] = 20  # trials, or a time such as 20m or 2h, over the whole study
+    seeds: Annotated[int, Field(ge=1)] = 3  # the best recipe is trained with so many
+    prune: bool = True  # a trial that falls behind ends early
+
+
+class TunedBy(Section):
+    """Where the values of a recipe come from; `burnish tune` writes it into best.yaml. rows: those that the trials trained on."""
+
+    study: str
+    trials: int
+    rows: int
+    metric: str
+    default: float | None  # the metric on validation of the recipe that the study began with, and of this one
+    best: float
+    values: dict[str, Any]
+
+
 class Recipe(Section):
     """A whole recipe."""
 
@@ -176,6 +197,8 @@ class Recipe(Section):
     deploy: Deploy = Deploy()
     tasks: dict[Annotated[str, Field(pattern=r"^\w+$")], OneTask] = {}  # several, in place of data, task and objective
     mixing: Mixing = Mixing()
+    tune: Tune = Tune()
+    tuned_by: TunedBy | None = None
     log: list[Tracker] = []
     trust_remote_code: bool = False  # runs Python that the model's author wrote, on this machine
 
@@ -320,6 +343,12 @@ def own_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             if not _put(named, own, inner):
                 raise RecipeError(f"the key `{'.'.join(map(str, own))}` stands twice, by two names", where=where)
     return named
+
+
+def own_key(dotted: str) -> str:
+    """A dotted key by our own name: `train.num_train_epochs` and `num_train_epochs` are `train.epochs`."""
+    given = tuple(dotted.split("."))
+    return ".".join(_OWN_PATHS.get(given, given))
 
 
 def _put(values: dict[str, Any], path: tuple[Any, ...], value: Any) -> bool:

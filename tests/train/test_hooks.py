@@ -181,3 +181,30 @@ def test_training_stops_once_every_task_has_stopped_getting_better():
     validate = validate_with(looks_of(one=[0.1, 0.4, 0.4, 0.4], other=[0.9, 0.5, 0.2, 0.1]))
     assert validate.reason_to_stop == "no task better for 2 validations"
     assert validate.standing()["one"]["said"] == "no better since step 1"
+
+
+# Whoever may end a training ------------------------------------------------------------------------------------------
+
+
+def test_a_judge_ends_the_training_after_a_look_and_says_why():
+    seen = []
+
+    def judge(history):
+        seen.append([look.step for look in history])
+        return "behind" if len(history) == 2 else None
+
+    validate = Validate(lambda step: Validation(step, 1.0, 0.5, {}, []), frozenset({0, 4, 8}), 9, judge=judge)
+    reasons = []
+    for step in (0, 2, 4):
+        validate.look(step)
+        reasons.append(validate.reason_to_stop)
+    assert reasons == [None, None, "behind"]
+    assert seen == [[0], [0, 4]]
+
+
+def test_the_loss_ranks_what_the_metric_does_not():
+    worse, better, other = (
+        Validation(1, loss, metric, {}, []) for loss, metric in ((2.0, 0.5), (1.0, 0.5), (9.0, 0.51))
+    )
+    assert worse.value < better.value < other.value
+    assert Validation(1, float("nan"), 0.5, {}, []).value == 0.5

@@ -248,3 +248,14 @@ def test_moments_of_updates_within_the_backward_pass_are_kept(parameters):
         backward_of(optim, mine)
         optim.step()
     assert all(torch.equal(parameters[name], other[name]) for name in parameters)
+
+
+def test_a_schedule_of_its_own_takes_the_place_of_warm_up_and_cosine():
+    weights = {"w": torch.nn.Parameter(torch.ones(2, 2))}
+    optim = Optim(weights, learning_rate=0.5, total=4, schedule=lambda step: 2.0**step)
+    rates = []
+    for _ in range(3):
+        rates.append(optim.rate)
+        weights["w"].grad = torch.ones(2, 2)
+        optim.step()
+    assert rates == [0.5, 1.0, 2.0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -21,11 +21,12 @@ MOST_POINTS = 300  # of a curve; a longer one is averaged down, which the eye ca
 
 @dataclass(frozen=True)
 class Line:
-    """A curve. look: the class name that the page colours it by. dots: whether each point is marked."""
+    """A curve. look: the class name that the page colours it by. dots: whether each point is marked. joined: or not drawn through."""
 
     look: str
     points: Sequence[Point]
     dots: bool = False
+    joined: bool = True
 
 
 def gain_chart(base: float, tuned: float, ci95: Sequence[float] | None) -> Markup:
@@ -53,13 +54,21 @@ def gain_chart(base: float, tuned: float, ci95: Sequence[float] | None) -> Marku
     return _svg(width, height, f"base {base:.3f}, tuned {tuned:.3f}{gain}", parts)
 
 
-def line_chart(lines: Sequence[Line], title: str, *, best: float | None = None, height: float = 260.0) -> Markup:
+def line_chart(
+    lines: Sequence[Line],
+    title: str,
+    *,
+    best: float | None = None,
+    height: float = 260.0,
+    mark: str = "best: step {}",
+    said: Callable[[float], str] | None = None,
+) -> Markup:
     """Curves over the training step. best: the step at which a dashed line stands. Points that are no finite numbers are left out.
 
-    Returns nothing where no point is left.
+    mark: what that line is called. said: a place on the axis in words, where it is no step. Returns nothing where no point is left.
     """
-    width = 480.0
-    lines = [Line(line.look, thin(_finite(line.points)), line.dots) for line in lines]
+    width, said = 480.0, said or short
+    lines = [replace(line, points=thin(_finite(line.points))) for line in lines]
     points = [point for line in lines for point in line.points]
     if not points:
         return Markup("")
@@ -70,12 +79,13 @@ def line_chart(lines: Sequence[Line], title: str, *, best: float | None = None, 
     parts = _grid(y_ticks, y, width)
     for tick in nice_ticks(x_low, x_high, count=5):
         if x_low <= tick <= x_high and tick == round(tick):
-            parts.append(_text(x(tick), height - 12, short(tick), "tick"))
+            parts.append(_text(x(tick), height - 12, said(tick), "tick"))
     if best is not None and x_low <= best <= x_high:
         parts.append(_line(x(best), TOP - 6, x(best), height - BOTTOM, "best"))
-        parts.append(_text(x(best), TOP - 12, f"best: step {short(best)}", "label best", _anchor(x(best), width)))
+        parts.append(_text(x(best), TOP - 12, mark.format(said(best)), "label best", _anchor(x(best), width)))
     for line in lines:
-        parts.append(_path([(x(step), y(value)) for step, value in line.points], line.look))
+        if line.joined:
+            parts.append(_path([(x(step), y(value)) for step, value in line.points], line.look))
         parts += [_dot(x(step), y(value), 3, line.look) for step, value in line.points if line.dots]
     return _svg(width, height, title, parts)
 

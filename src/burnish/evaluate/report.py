@@ -70,8 +70,8 @@ def render_html(report: Mapping[str, Any]) -> str:
     return _environment().get_template("report.html.j2").render({**shown, **view})
 
 
-def page(template: str, view: Mapping[str, Any]) -> str:
-    """Another page of ours, from its template beside the report's."""
+def render_page(template: str, view: Mapping[str, Any]) -> str:
+    """A page of another kind, from its own template and `printable` values."""
     return _environment().get_template(template).render(view)
 
 

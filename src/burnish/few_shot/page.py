@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.evaluate import charts
-from burnish.evaluate.report import page, printable
+from burnish.evaluate.report import printable, render_page
 from burnish.few_shot.results import ANSWERS, advice_line
 from burnish.folder import write_text
 
@@ -20,7 +20,7 @@ def write_page(summary: dict[str, Any], path: Path) -> None:
         "lines": [advice_line(advice) for advice in shown["advice"]],
         "answers": ANSWERS,
     }
-    write_text(path, page("fewshot.html.j2", {**shown, **view}))
+    write_text(path, render_page("fewshot.html.j2", {**shown, **view}))
 
 
 def learning_curve(summary: dict[str, Any]) -> Any:

@@ -38,6 +38,7 @@ class Evidence:
 
     rows: split -> number. labels: label -> training rows. dropped, changed, noted: reason -> rows.
     matches: what stands in two splits. tokens: what `tokenize` counted. training, evaluation: as in the report.
+    usual_rate: the peak learning rate that the size of the model suggests.
     """
 
     recipe: Recipe
@@ -52,6 +53,7 @@ class Evidence:
     tokens: Mapping[str, Any] | None = None
     plan: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
+    usual_rate: float | None = None
     evaluation: Mapping[str, Any] | None = None
 
 

@@ -21,6 +21,8 @@ from burnish.train.loop import Step
 from burnish.train.optim import Optim
 from burnish.train.trackers import Tracker
 
+TIE = 1e-6  # what a difference in loss may weigh at most beside the metric
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -48,11 +50,21 @@ class Validation:
         The noise is one standard error of the difference on the same items: a handful of generated answers cannot rank two
         checkpoints that are close, and the loss, which sees every token, can.
         """
+        return self.loss < other.loss if self.is_level_with(other) else self.metric > other.metric
+
+    def is_level_with(self, other: Validation) -> bool:
+        """Whether the metrics differ by no more than one standard error of their difference on the same items."""
         gains = [mine - theirs for mine, theirs in zip(self.scores, other.scores, strict=True)]
         noise = statistics.pstdev(gains) / math.sqrt(len(gains)) if gains else 0.0
-        if abs(self.metric - other.metric) <= noise:
-            return self.loss < other.loss
-        return self.metric > other.metric
+        return abs(self.metric - other.metric) <= noise
+
+    @property
+    def value(self) -> float:
+        """The metric as a number by which any two looks are ranked: the loss decides where the metrics are equal."""
+        return self.metric + (TIE * math.exp(-self.loss) if math.isfinite(self.loss) else 0.0)
+
+
+Judge = Callable[[Sequence[Validation]], str | None]  # of all looks so far; a text ends the training, and says why
 
 
 def best_of(history: Sequence[Validation]) -> Validation | None:
@@ -74,7 +86,7 @@ class Validate:
     """Measures at the given steps, remembers the best by the metric, and stops after `patience` looks without a better one.
 
     The metric, not the loss, decides: an early stop on loss can lose accuracy that was still rising.
-    lost: steps that cannot be the best any more, since their weights are gone.
+    lost: steps that cannot be the best any more, since their weights are gone. judge: who may end the training after a look.
     """
 
     measure: Callable[[int], Validation]
@@ -82,6 +94,8 @@ class Validate:
     patience: int
     history: list[Validation] = field(default_factory=list)
     lost: set[int] = field(default_factory=set)
+    judge: Judge | None = None
+    judged: str | None = None
 
     @property
     def best(self) -> Validation | None:
@@ -94,7 +108,7 @@ class Validate:
         seen = self.by_task()
         since = min(looks_since_best(own) for own in seen.values()) if seen else self._since_best()
         what = "no task better" if seen else "no better"
-        return f"{what} for {since} validations" if since >= self.patience else None
+        return f"{what} for {since} validations" if since >= self.patience else self.judged
 
     def _since_best(self) -> int:
         best = self.best
@@ -127,6 +141,7 @@ class Validate:
         """Measure at this step unless it was done, as it may have been before a run went on."""
         if step in self.due and all(seen.step != step for seen in self.history):
             self.history.append(self.measure(step))
+            self.judged = self.judge(self.history) if self.judge else None
 
     def after(self, step: Step) -> str | None:
         self.look(step.number)

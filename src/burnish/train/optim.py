@@ -53,6 +53,7 @@ class Optim:
     in_backward: update each parameter as soon as its gradient is there, and let the gradient go (Lv et al. 2023, arXiv 2306.09782). The
     norm of all gradients is known too late then: each parameter's is clipped by itself, which leaves alone all that clipping by the
     common norm leaves alone. recorded: on a GPU, clip and update as CUDA graphs; gradients must stay in the same tensors then.
+    schedule: the share of the peak rate at a step counted from 0, in place of `rate_at`.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class Optim:
         kind: str = "adamw",
         in_backward: bool = False,
         recorded: bool = False,
+        schedule: Callable[[int], float] | None = None,
     ) -> None:
         self.parameters = dict(parameters)
         self.learning_rate, self.total, self.warmup, self.clip = learning_rate, total, warmup, clip
         self.weight_decay, self.kind, self.in_backward = weight_decay, kind, in_backward
         self.recorded = recorded and not in_backward
+        self.schedule = schedule or (lambda step: rate_at(step, total, warmup))
         self.steps = 0
         self._norms: dict[nn.Parameter, Tensor] = {}  # of this step, by the parameters that were updated within it
         self._bad = torch.zeros((), device=next(iter(self.parameters.values())).device)  # 1 skips an update
@@ -106,7 +109,7 @@ class Optim:
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
-        return self.learning_rate * rate_at(self.steps, self.total, self.warmup)
+        return self.learning_rate * self.schedule(self.steps)
 
     @contextlib.contextmanager
     def around_backward(self, *, last: bool) -> Iterator[None]:

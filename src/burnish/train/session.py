@@ -21,7 +21,7 @@ from burnish.model.sample import Sampler
 from burnish.progress import Progress, as_time
 from burnish.recipe import Train
 from burnish.train.checkpoint import Store, set_random_state
-from burnish.train.hooks import Record, Save, StopSignal, Validate, Validation
+from burnish.train.hooks import Judge, Record, Save, StopSignal, Validate, Validation
 from burnish.train.ladder import Ladder
 from burnish.train.loop import Hook, Step, Tasks, fit
 from burnish.train.optim import Optim
@@ -36,6 +36,7 @@ class Session:
     """What the loop needs, put together.
 
     exam: the validation questions; without items nothing is validated. ladder: what to give up where the memory is not enough.
+    judge: who may end the training at a validation.
     """
 
     net: Net
@@ -49,6 +50,7 @@ class Session:
     progress: Progress
     stop: StopSignal
     ladder: Ladder | None = None
+    judge: Judge | None = None
 
     def run(self, metrics: Path, trackers: list[Tracker]) -> dict[str, Any]:
         """Train to the end and return the report's `training`. Raises Interrupted, once all is saved, on a signal to stop."""
@@ -122,7 +124,7 @@ class Session:
         """Looks before training and `validations` times during it; the last look is at the last step."""
         total, looks = self.feed.total_steps, self.settings.validations
         due = {round(total * number / looks) for number in range(looks + 1)} if self.exam.items else set()
-        return Validate(lambda step: self._look(step, record), frozenset(due), self.settings.patience)
+        return Validate(lambda step: self._look(step, record), frozenset(due), self.settings.patience, judge=self.judge)
 
     def _look(self, step: int, record: Record) -> Validation:
         with self.stop.held(hold=False):  # nothing changes here, so a signal need not wait
