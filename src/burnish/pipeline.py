@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from burnish.core import Group
+from burnish.data.augment import augment, generated, is_generated
 from burnish.data.feed import Feed
 from burnish.data.ledger import Ledger
 from burnish.data.prepare import prepare
@@ -58,6 +59,7 @@ from burnish.parts import (
 )
 from burnish.progress import Progress, as_time
 from burnish.recipe import Recipe
+from burnish.rewriter import rewriter, unwritten
 from burnish.scoring import scorer_for
 from burnish.serve.export import export, try_adapter, write_card
 from burnish.train import memory
@@ -108,6 +110,8 @@ def plan_recipe(recipe: Recipe) -> Plan:
     """What a run would need: the data are read and tokenized, no weight is loaded, and nothing is kept."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), Progress(quiet=True), Evidence(recipe), "plan")
+        made = {"data": recipe.data.model_copy(update={"augment": unwritten(recipe.data.augment)})}
+        recipe = recipe.model_copy(update=made)
         chosen = choose(run, recipe)
         tokenized = tokenize(run, recipe, chosen, clean(run, recipe, chosen))
         return plan_of(recipe, chosen, tokenized, settle(recipe, chosen, tokenized))
@@ -166,7 +170,14 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
                 except DataGuardError as error:
                     run.learn(rows=error.rows, matches=error.matches)
                     raise
-            guarded = prepared.guarded
+                guarded = augment(
+                    prepared.guarded,
+                    recipe.data.augment,
+                    ledger,
+                    seed=recipe.train.seed,
+                    labelled=recipe.task.kind == "classify",
+                    ask=rewriter(recipe, chosen),
+                )
             run.forget("clean")  # rows that a kill leaves half written belong to no recipe
             for split in ("train", "validation", "test"):
                 run.write_rows(split, getattr(guarded, split))
@@ -180,10 +191,15 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
                 {split: run.read_rows(split) for split in ("train", "validation", "test")}, kept["matches"]
             )
         rows = {split: len(getattr(guarded, split)) for split in ("train", "validation", "test")}
-        labels = Counter(row.answer_text() for row in guarded.train) if recipe.task.kind == "classify" else Counter()
-        run.parts["data"] = {**kept["data"], **rows, **({"labels": dict(labels.most_common())} if labels else {})}
+        written = [row for row in guarded.train if not is_generated(row)]
+        classify = recipe.task.kind == "classify"
+        labels = Counter(row.answer_text() for row in (guarded.train if classify else ()))
+        made = generated(guarded.train)
+        run.parts["data"] = {**kept["data"], **rows, "generated": made}
+        run.parts["data"] |= {"labels": dict(labels.most_common())} if labels else {}
+        labels = Counter(row.answer_text() for row in (written if classify else ()))
         run.learn(
-            rows=rows,
+            rows=rows | {"train": len(written)},  # what is generated makes small data no larger
             read=kept["data"]["read"],
             labels=labels,
             matches=guarded.matches,
@@ -195,6 +211,9 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
             f"{sum(kept['reasons']['changed'].values())} mended; "
             f"{rows['train']} to train, {rows['validation']} to validate, {rows['test']} to test"
         )
+        if made["rows"]:
+            kinds = ", ".join(f"{count} by {kind}" for kind, count in made["by"].items())
+            record["summary"] += f"; {made['rows']} of those to train ({made['share']:.0%}) are generated: {kinds}"
         return guarded
 
 
@@ -220,7 +239,8 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
         }
         lost = ledger.by_reason("dropped")
         rows = {"train": len(train.rows), "validation": len(validation.rows), "test": len(test.rows)}
-        run.learn(tokens=counts, rows=rows, dropped={**run.evidence.dropped, **lost})
+        written = rows | {"train": sum(not is_generated(row) for row in train.rows)}
+        run.learn(tokens=counts, rows=written, dropped={**run.evidence.dropped, **lost})
         run.parts["data"] |= rows | {"dropped": {**run.parts["data"]["dropped"], **lost}}
         run.parts["task"] = {"kind": recipe.task.kind, "system": chat.system, "max_length": chat.max_length}
         lengths = histogram(train.lengths)
