@@ -65,8 +65,8 @@ def with_generated(guarded: Guarded, rows: Sequence[Row], ledger: Ledger, *, rea
 
     A text that stands in train already was guarded there. read: they stood in a file, so that what is left out of them is dropped.
     """
-    known = {fingerprint(row.prompt_text()) for row in guarded.train}
-    new = [row for row in rows if fingerprint(row.prompt_text()) not in known]
+    known = {row.prompt_text() for row in guarded.train}
+    new = [row for row in rows if row.prompt_text() not in known]
     near = {id(match.train): match for match in find_matches(new, [*guarded.validation, *guarded.test])}
     for match in near.values():
         there = f"{match.held_out.where} ({match.kind}, Jaccard {match.jaccard:.2f}): {match.held_out.prompt_text()}"
@@ -135,14 +135,14 @@ def with_known(guarded: Guarded, rows: Sequence[Row], ledger: Ledger) -> Guarded
 
 
 def _with_noise(rows: Sequence[Row], settings: Noise, ledger: Ledger, seed: int) -> Iterator[Row]:
-    seen = {fingerprint(row.prompt_text()) for row in rows} if settings.share else set()
+    seen = {row.prompt_text() for row in rows} if settings.share else set()
     for number, copy in _picked(rows, settings.share, f"noise/{seed}"):
         row = rows[number]
         for attempt in range(ATTEMPTS):
             draw = random.Random(f"noise/{seed}/{number}/{copy}/{attempt}")
             changed, kinds = _noised(row, draw, settings)
-            if kinds and (mark := fingerprint(changed.prompt_text())) not in seen:
-                seen.add(mark)
+            if kinds and (text := changed.prompt_text()) not in seen:
+                seen.add(text)
                 yield marked(changed, row, "noise", kinds=kinds)
                 break
         else:
