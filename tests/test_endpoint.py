@@ -128,14 +128,14 @@ def test_a_pause_that_the_endpoint_names_is_kept(serve):
 def test_after_the_last_attempt_the_error_says_what_came(serve):
     server = serve((503, {"error": "overloaded"}))
     one, waits = endpoint(server, retries=2)
-    with pytest.raises(EndpointError, match="HTTP 503.*overloaded"):
+    with pytest.raises(EndpointError, match=r"HTTP 503.*overloaded"):
         one.complete(HELLO)
     assert (len(server.seen), len(waits)) == (3, 2)
 
 
 def test_a_wrong_question_is_not_asked_again(serve):
     server = serve((400, {"error": "too long"}))
-    with pytest.raises(EndpointError, match="HTTP 400.*too long"):
+    with pytest.raises(EndpointError, match=r"HTTP 400.*too long"):
         endpoint(server)[0].complete(HELLO)
     assert len(server.seen) == 1
 

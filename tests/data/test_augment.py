@@ -358,6 +358,6 @@ def test_a_generated_row_is_dropped_where_it_comes_near_a_held_out_one_and_was_r
     ],
 )
 def test_a_setting_that_cannot_be_is_named(section, named):
-    with pytest.raises(RecipeError, match="data.augment.") as caught:
+    with pytest.raises(RecipeError, match=r"data\.augment\.") as caught:
         make_recipe({"data": {"train": ["a.jsonl"], "augment": section}})
     assert named in str(caught.value)
