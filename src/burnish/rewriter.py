@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.completions import Answers, Endpoint
 from burnish.data.augment import Ask, Messages
-from burnish.endpoint import Answers, Endpoint
 from burnish.errors import BurnishError, RecipeError
 from burnish.model.load import cache_folder
 from burnish.recipe import Augment, Recipe, Rewriting, Service

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from burnish.endpoint import Answers, Endpoint
+from burnish.completions import Answers, Endpoint
 from burnish.errors import EndpointError
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -153,6 +153,18 @@ def test_silence_is_a_time_out(serve):
     one, _ = endpoint(serve(0.5), timeout=0.05, retries=1)
     with pytest.raises(EndpointError, match=r"no answer within 0\.05 s"):
         one.complete(HELLO)
+
+
+def test_a_connection_that_breaks_off_is_tried_again(serve):
+    server = serve(0.0, said("at last"))
+    one, waits = endpoint(server)
+    assert one.complete(HELLO) == "at last"
+    assert len(waits) == 1
+
+
+def test_an_address_that_cannot_be_read_is_told():
+    with pytest.raises(EndpointError, match="this is no address"):
+        Endpoint("http://localhost:port/v1", "small").complete(HELLO)
 
 
 @pytest.mark.parametrize("nonsense", [b"<html>", {"choices": []}, {"choices": [{"message": {"content": None}}]}, [1]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import random
@@ -153,8 +154,10 @@ class Endpoint:
                 again=not nobody,
                 for_all=nobody,
             ) from error
-        except (OSError, ValueError) as error:  # the connection broke off, or the address is malformed
-            raise EndpointError(f"it broke off: {error}", where=self.url, again=isinstance(error, OSError)) from error
+        except (ValueError, http.client.InvalidURL) as error:
+            raise EndpointError(f"this is no address: {error}", where=self.url, for_all=True) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise EndpointError(f"the connection broke off: {error}", where=self.url, again=True) from error
 
     def _late(self) -> EndpointError:
         return EndpointError(f"no answer within {self.timeout:g} s", where=self.url, expected="one", again=True)
