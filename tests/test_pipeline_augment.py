@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 
 import burnish
-from burnish.errors import EndpointError, RecipeError, RowError
+from burnish.errors import EndpointError, Interrupted, RecipeError, RowError
 from burnish.folder import Run
 from burnish.guards import Evidence
 from burnish.progress import Progress
 from burnish.recipe import load_recipe, make_recipe
-from burnish.train.checkpoint import Store
+from burnish.train.checkpoint import FILES
 from tiny_runs import asked_and_answered, questions, recipe_of, write_rows
 
 NOISE = {"noise": {"share": 0.5, "rate": 0.3}}
@@ -20,6 +22,11 @@ NOISE = {"noise": {"share": 0.5, "rate": 0.3}}
 
 def rows_of(folder, split):
     return [json.loads(line)["row"] for line in (folder / "data" / f"{split}.jsonl").read_text().splitlines()]
+
+
+def newest_weights(folder):
+    newest = max((folder / "checkpoints").glob("step-*"))
+    return (newest / FILES[0]).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +81,28 @@ def test_the_same_recipe_gives_the_same_rows_and_weights(recipe, finished, tmp_p
     folder, _ = finished
     burnish.run(recipe, out=tmp_path, quiet=True)
     assert rows_of(tmp_path, "train") == rows_of(folder, "train")
-    newest = [Store(one / "checkpoints", "").folder for one in (folder, tmp_path)]
-    weights = [sorted(one.glob("step-*/weights.safetensors"))[-1].read_bytes() for one in newest]
-    assert weights[0] == weights[1]
+    assert newest_weights(tmp_path) == newest_weights(folder)
+
+
+class Terminator:
+    """A tracker that tells the process to end at one step."""
+
+    def log(self, values, step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def close(self):
+        pass
+
+
+def test_noise_is_the_same_in_a_run_that_was_stopped_and_went_on(recipe, finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("burnish.pipeline.open_trackers", lambda *_: [Terminator()])
+        with pytest.raises(Interrupted):
+            burnish.run(recipe, out=tmp_path, quiet=True)
+    report = burnish.run(recipe, out=tmp_path, quiet=True)
+    assert "went on from step 9" in report["training"]["notes"]
+    assert newest_weights(tmp_path) == newest_weights(finished[0])
 
 
 def test_a_run_that_goes_on_knows_its_generated_rows(recipe, finished):

@@ -15,6 +15,7 @@ from burnish.model.fast import accelerate
 from burnish.model.net import Net
 from burnish.model.regularise import noisy_embeddings, set_dropout, undisturbed
 from burnish.recipe import Adapter, Freeze
+from burnish.train.optim import Optim
 
 LOGP = frozenset({"logp"})
 LENGTHS = (5, 20, 9, 30)
@@ -237,3 +238,16 @@ def test_an_undisturbed_net_has_neither_and_gets_both_back(make_model):
     assert not torch.allclose(logp(net, 1), logp(net, 2))
     kept = {part.p for part in net.modules() if isinstance(part, nn.Dropout)}
     assert (net.neftune, kept, model.config.attention_dropout) == (5.0, {0.4}, 0.3)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_only_matrices_of_a_model_decay(make_net, method):
+    net = make_net(method, neftune=0.0)
+    parameters = trained_parameters(net.model)
+    for parameter in parameters.values():
+        nn.init.constant_(parameter, 1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    Optim(parameters, learning_rate=0.1, total=1, warmup=0.0, weight_decay=0.5).step()
+    for name, parameter in parameters.items():
+        wanted = 1.0 if "norm" in name or name.endswith("bias") else 0.95
+        assert (name, float(parameter.detach().mean())) == (name, pytest.approx(wanted))
