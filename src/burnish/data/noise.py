@@ -1,8 +1,8 @@
 """Rule-based noise on a text: typing errors, casing and left-out words, as people make them.
 
-The rules are those of Wei and Zou 2019, "EDA" (arXiv 1901.11196), of which only deletion needs no thesaurus, and of slips of the fingers:
-a neighbouring key, two letters swapped, a letter left out. What carries the meaning of a text is never touched: placeholders, links,
-addresses, numbers, code, and words that turn a sentence around.
+Left-out words are the random deletion of Wei and Zou 2019, "EDA" (arXiv 1901.11196), whose share of a text's words is `rate` here too;
+slips of the fingers are a neighbouring key, two letters swapped, a letter left out. What carries the meaning of a text is never touched:
+placeholders, links, addresses, numbers, code, and words that turn a sentence around.
 """
 
 from __future__ import annotations
