@@ -214,11 +214,11 @@ def test_noise_that_cannot_be_is_refused(section):
 
 def test_an_augmented_copy_by_python(tmp_path):
     file = write_rows(tmp_path / "rows.jsonl", asked_and_answered(20))
-    told = burnish.api.augment(file, tmp_path / "out.jsonl", NOISE)
+    told = burnish.augment(file, tmp_path / "out.jsonl", NOISE)
     assert told["generated"]["by"] == {"noise": 10}
     with pytest.raises(RowError):
-        burnish.api.augment(file, file, NOISE, overwrite=True)
+        burnish.augment(file, file, NOISE, overwrite=True)
     with pytest.raises(RecipeError, match="nothing is to be generated"):
-        burnish.api.augment(file, tmp_path / "other.jsonl", {})
+        burnish.augment(file, tmp_path / "other.jsonl", {})
     with pytest.raises(RecipeError, match="it is not said who rewrites"):
-        burnish.api.augment(file, tmp_path / "other.jsonl", {"rewrite": {"share": 1}})
+        burnish.augment(file, tmp_path / "other.jsonl", {"rewrite": {"share": 1}})
