@@ -102,6 +102,7 @@ def test_the_verbs_are_those_that_exist():
         "doctor",
         "data/check",
         "data/clean",
+        "data/augment",
         "data/split",
         "plan",
         "run",
@@ -121,6 +122,10 @@ def test_the_verbs_are_those_that_exist():
         (["init", "rows.jsonl", "-o", "new.yaml", "--goal", "g"], {"out", "recipe"}),
         (["data", "check", "rows.jsonl", "--model", ""], {"findings", "rendered"}),
         (["data", "clean", "rows.jsonl", "-o", "clean.jsonl"], {"read", "written", "ledger"}),
+        (
+            ["data", "augment", "rows.jsonl", "-o", "more.jsonl", "--noise", "0.5"],
+            {"read", "written", "generated", "ledger"},
+        ),
         (["data", "split", "rows.jsonl", "-o", "splits"], {"rows"}),
         (["plan", "recipe.yaml"], {"parameters", "memory", "steps", "seconds", "fits"}),
     ],
@@ -239,6 +244,20 @@ def make_unreadable(here):
 
 
 BAD = {
+    "augment with nothing to generate": ["data", "augment", "rows.jsonl", "-o", "more.jsonl"],
+    "augment with an unknown kind": [
+        "data",
+        "augment",
+        "rows.jsonl",
+        "-o",
+        "more.jsonl",
+        "--noise",
+        "1",
+        "--kind",
+        "x",
+    ],
+    "augment with a share below 0": ["data", "augment", "rows.jsonl", "-o", "more.jsonl", "--noise", "-1"],
+    "augment without an endpoint": ["data", "augment", "rows.jsonl", "-o", "more.jsonl", "--rewrite", "1"],
     "no verb of ours": ["tune"],
     "an unknown option": ["run", "recipe.yaml", "--fast"],
     "no recipe given": ["run"],
@@ -288,6 +307,10 @@ NO_RUN = {
     "chat with nothing": ["chat", "none", "-p", "x"],
     "chat with a folder that is no run": ["chat", ".", "-p", "x"],
     "chat with a file": ["chat", "rows.jsonl", "-p", "x"],
+    "augment at an endpoint that is not there": [
+        *("data", "augment", "rows.jsonl", "-o", "more.jsonl", "--rewrite", "1"),
+        *("--endpoint", "http://127.0.0.1:1/v1", "--model", "small"),
+    ],
     "chat with a damaged run": ["chat", "damaged", "-p", "x"],
     "export of nothing": ["export", "none", "--to", "out"],
     "export of a folder that is no run": ["export", ".", "--to", "out"],

@@ -19,6 +19,7 @@ CODES = {
     "SmokeError": 3,
     "TrainingError": 3,
     "CheckpointError": 3,
+    "EndpointError": 3,
     "Interrupted": 3,
 }
 

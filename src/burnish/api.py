@@ -139,6 +139,48 @@ def check(files: str | Path | list[str], *, columns: Mapping[str, str] | None = 
     return check_files(files, columns=columns)
 
 
+def augment(
+    files: str | Path | list[str],
+    out: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    held_out: list[str] | tuple[str, ...] = (),
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a copy of a file of examples with rows generated from them. settings: as `data.augment` of a recipe has them.
+
+    held_out: files that no generated row may come near. Raises a `BurnishError` for whatever the user can put right.
+    """
+    from burnish.data.check import as_list, write_augmented
+    from burnish.errors import RecipeError
+    from burnish.recipe import make_recipe
+
+    checked = make_recipe({"data": {"train": as_list(files), "augment": settings}}, where="data augment").data.augment
+    if not (checked.noise.share or checked.rewrite.share or checked.oversample):
+        raise RecipeError(
+            "nothing is to be generated",
+            where="data augment",
+            hint="--noise 0.5   or --oversample 1   or --rewrite 0.5",
+        )
+    ask = None
+    if checked.rewrite.share:
+        if not checked.rewrite.endpoint.url:
+            raise RecipeError(
+                "it is not said who rewrites",
+                where="--rewrite",
+                expected="an endpoint",
+                hint="--endpoint http://localhost:8000/v1",
+            )
+        from burnish.rewriter import ask_endpoint
+
+        ask = ask_endpoint(checked.rewrite)
+    return write_augmented(
+        files, out, checked, held_out=held_out, columns=columns, seed=seed, ask=ask, overwrite=overwrite
+    )
+
+
 def init(data: str | Path, *, goal: str = "", model: str = "smollm2-135m") -> str:
     """A recipe for a file of examples, as YAML text, made by looking at the file."""
     from burnish.starter import recipe_for

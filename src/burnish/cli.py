@@ -127,6 +127,40 @@ def data_clean(
     )
 
 
+@data_app.command("augment")
+def data_augment(
+    files: Files,
+    out: Annotated[Path, typer.Option("-o", "--out", help="the JSON Lines file to write")],
+    noise: Annotated[float, typer.Option(help="rows with typing errors for each row, such as 0.5")] = 0.0,
+    rate: Annotated[float, typer.Option(help="share of a prompt's words that noise changes")] = 0.1,
+    kind: Annotated[list[str], typer.Option(help="of noise: typo, swap, letter, case, word; all by default")] = [],  # noqa: B006
+    oversample: Annotated[float, typer.Option(help="bring each label to this ratio of the most frequent one")] = 0.0,
+    rewrite: Annotated[float, typer.Option(help="rewritten rows for each row; needs --endpoint")] = 0.0,
+    via: Annotated[str, typer.Option(help="the language or manner that a prompt is rewritten in")] = "French",
+    back: Annotated[str, typer.Option(help="and the one it is written back in")] = "English",
+    endpoint: Annotated[str, typer.Option(help="an OpenAI-compatible address, such as http://localhost:8000/v1")] = "",
+    model: Annotated[str, typer.Option(help="what the endpoint calls the model")] = "",
+    key_env: Annotated[str, typer.Option(help="the environment variable that holds the API key")] = "",
+    held_out: Annotated[list[str], typer.Option(help="files that no generated row may come near")] = [],  # noqa: B006
+    seed: int = 0,
+    column: Columns = [],  # noqa: B006
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a copy of a file of training examples with rows generated from them, and beside it a ledger."""
+    service = {"url": endpoint, "model": model, "key_env": key_env}
+    rewriting = {"share": rewrite, "via": via, "back": back, "endpoint": service}
+    slips = {"share": noise, "rate": rate, **({"kinds": kind} if kind else {})}
+    settings = {"noise": slips, "rewrite": rewriting, "oversample": oversample}
+    written = api.augment(
+        files, out, settings, held_out=held_out, columns=as_columns(column), seed=seed, overwrite=force
+    )
+    made = written["generated"]
+    kinds = ", ".join(f"{count} by {how}" for how, count in made["by"].items()) or "none"
+    text = f"{written['written']} rows written to {out}, {made['rows']} of them generated ({kinds}); the ledger is {written['ledger']}"
+    show(written, as_json, text)
+
+
 @data_app.command("split")
 def data_split(
     files: Files,

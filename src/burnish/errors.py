@@ -8,6 +8,7 @@
     ├── SmokeError       the try-out before the run failed
     ├── TrainingError    the training left the rails (not a number, no memory)
     ├── CheckpointError  a checkpoint or an artefact is damaged or does not fit
+    ├── EndpointError    a model behind an endpoint does not answer
     └── Interrupted      the run was told to stop, and saved first
 
 An error tells the user four things: what was found, where, what was expected and what to type. The command line prints
@@ -83,6 +84,21 @@ class CheckpointError(BurnishError, RuntimeError):
     """A checkpoint or an artefact is damaged, or belongs to another run. where: its path."""
 
     exit_code = 3
+
+
+class EndpointError(BurnishError, RuntimeError):
+    """A model behind an endpoint does not answer, or answers nonsense. where: its address.
+
+    again: whether to ask once more may help, after `pause` seconds at the least. for_all: whether any other question would fail too.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self, found: str, *, again: bool = False, for_all: bool = False, pause: float = 0.0, **said: str
+    ) -> None:
+        super().__init__(found, **said)
+        self.again, self.for_all, self.pause = again, for_all, pause
 
 
 class Interrupted(BurnishError, RuntimeError):

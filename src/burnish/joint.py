@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from burnish.core import Batch, Loss, Objective, Outputs
+from burnish.data.augment import augment
 from burnish.data.dedup import Match
 from burnish.data.ledger import Ledger
 from burnish.data.render import Chat, render_rows
 from burnish.data.render import joined as joined_rendered
 from burnish.data.split import Guarded
-from burnish.data.together import SPLITS
+from burnish.data.together import SPLITS, named
 from burnish.data.together import joined as joined_rows
 from burnish.errors import RecipeError, RowError
 from burnish.evaluate.runner import Exam, Sitting, check_answerable
@@ -24,6 +25,7 @@ from burnish.guards import Evidence
 from burnish.objectives import make_objective
 from burnish.parts import TASK, Chosen, Tokenized, chat_of, labels_of, make_exams, read_schema, shares
 from burnish.recipe import Recipe
+from burnish.rewriter import rewriter
 from burnish.scoring import scorer_for
 
 
@@ -48,6 +50,19 @@ def files_of(recipe: Recipe) -> list[str]:
     return [name for names in splits if isinstance(names, list) for name in names] + (
         [schema] if isinstance(schema, str) else []
     )
+
+
+def augmented(guarded: Guarded, recipe: Recipe, chosen: Chosen, ledger: Ledger) -> Guarded:
+    """The rows with those that each task's recipe has generated in its training rows, none of them near a held-out row of any task."""
+    parts = {}
+    for name, one in recipe.each.items():
+        with named(recipe, name):
+            apart = replace(guarded.tasks[name], validation=guarded.validation, test=guarded.test)
+            labelled, ask = one.task.kind == "classify", rewriter(one, chosen)
+            made = augment(apart, one.data.augment, ledger, seed=one.train.seed, labelled=labelled, ask=ask)
+            parts[name] = replace(guarded.tasks[name], train=made.train)
+    train = [row for part in parts.values() for row in part.train]
+    return replace(guarded, train=train, parts=parts if guarded.parts else {})
 
 
 def place_of(task: str, split: str) -> str:

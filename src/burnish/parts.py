@@ -29,6 +29,7 @@ from burnish.model.likelihood import sequence_logp
 from burnish.model.load import Head, empty_model, load_model, on_device
 from burnish.model.net import Net
 from burnish.model.quantize import quantize
+from burnish.model.regularise import set_dropout
 from burnish.recipe import MAIN, Recipe
 from burnish.scoring import Scorer
 from burnish.train import memory
@@ -152,6 +153,7 @@ def load_net(
 
     def make() -> Any:
         model: Any = load_model(chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code, head=head)
+        set_dropout(model, recipe.train.dropout)
         if settings.precision in ("fp8", "nf4"):
             room = memory.room(device, recipe.train.memory_limit)
             return _quantized(adapt(model, recipe.adapter, recipe.freeze), settings, rows, room)
@@ -161,6 +163,7 @@ def load_net(
     net: Net = on_device(make, device)
     if isinstance(net, CachedBody):  # one pass for each text is too few to compile for, and nothing of it is kept
         return net
+    net.neftune = recipe.train.neftune
     if settings.compile or settings.recompute != "none":
         accelerate(net, compile=settings.compile, recompute=settings.recompute)
     return net
@@ -278,7 +281,9 @@ def plan_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memo
 def empty_net(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> Any:
     """The adapted model on the meta device: sizes without weights."""
     head = head_of(recipe, chosen, tokenized.chat)
-    return adapt(empty_model(chosen.config, head), recipe.adapter, recipe.freeze)
+    empty = empty_model(chosen.config, head)
+    set_dropout(empty, recipe.train.dropout)
+    return adapt(empty, recipe.adapter, recipe.freeze)
 
 
 def workload(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) -> Workload:

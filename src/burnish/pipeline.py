@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from burnish.core import Group
+from burnish.data.augment import generated, is_generated
 from burnish.data.feed import Feed
 from burnish.data.ledger import Ledger
 from burnish.data.split import Guarded
@@ -35,6 +36,7 @@ from burnish.folder import Run, cut_back, files_key, key_of, now, write_text
 from burnish.guards import Evidence, check_all
 from burnish.joint import (
     against_alone,
+    augmented,
     described,
     exams_of,
     files_of,
@@ -69,6 +71,7 @@ from burnish.parts import (
 )
 from burnish.progress import Progress, as_time
 from burnish.recipe import Recipe
+from burnish.rewriter import asking_nobody
 from burnish.serve.export import export, try_adapter, write_card
 from burnish.train import memory
 from burnish.train.checkpoint import Store
@@ -120,6 +123,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
     """What a run would need: the data are read and tokenized, no weight is loaded, and nothing is kept."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), Progress(quiet=True), Evidence(recipe), "plan")
+        recipe = asking_nobody(recipe)
         chosen = choose(run, recipe)
         tokenized = tokenize(run, recipe, chosen, clean(run, recipe, chosen))
         return plan_of(recipe, chosen, tokenized, settle(recipe, chosen, tokenized))
@@ -169,7 +173,7 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
                 except DataGuardError as error:
                     run.learn(rows=error.rows, matches=error.matches)
                     raise
-            guarded = prepared.guarded
+                guarded = augmented(prepared.guarded, recipe, chosen, ledger)
             run.forget("clean")  # rows that a kill leaves half written belong to no recipe
             for name, part in guarded.tasks.items():
                 for split in SPLITS:
@@ -183,14 +187,18 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
             guarded = restored(run, recipe, kept["matches"])
         rows = {split: len(getattr(guarded, split)) for split in SPLITS}
         naming = [name for name, one in recipe.each.items() if one.task.kind == "classify"]
-        labels = Counter(
-            f"{name}: {row.answer_text()}" if len(naming) > 1 else row.answer_text()
+        labelled = [
+            (f"{name}: {row.answer_text()}" if len(naming) > 1 else row.answer_text(), is_generated(row))
             for name in naming
             for row in guarded.tasks[name].train
-        )
-        run.parts["data"] = {**kept["data"], **rows, **({"labels": dict(labels.most_common())} if labels else {})}
+        ]
+        made, written = generated(guarded.train), sum(not is_generated(row) for row in guarded.train)
+        run.parts["data"] = {**kept["data"], **rows, "generated": made}
+        if labelled:
+            run.parts["data"]["labels"] = dict(Counter(label for label, _ in labelled).most_common())
+        labels = Counter(label for label, by_us in labelled if not by_us)
         run.learn(
-            rows=rows,
+            rows=rows | {"train": written},  # what is generated makes small data no larger
             read=kept["data"]["read"],
             labels=labels,
             matches=guarded.matches,
@@ -202,6 +210,9 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
             f"{sum(kept['reasons']['changed'].values())} mended; "
             f"{rows['train']} to train, {rows['validation']} to validate, {rows['test']} to test"
         )
+        if made["rows"]:
+            ways = ", ".join(f"{count} by {kind}" for kind, count in made["by"].items())
+            record["summary"] += f"; {made['rows']} of those to train ({made['share']:.0%}) are generated: {ways}"
         return guarded
 
 
@@ -225,7 +236,8 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
         }
         lost = ledger.by_reason("dropped")
         rows = {"train": len(train.rows), "validation": len(validation.rows), "test": len(test.rows)}
-        run.learn(tokens=counts, rows=rows, dropped={**run.evidence.dropped, **lost})
+        written = rows | {"train": sum(not is_generated(row) for row in train.rows)}
+        run.learn(tokens=counts, rows=written, dropped={**run.evidence.dropped, **lost})
         run.parts["data"] |= rows | {"dropped": {**run.parts["data"]["dropped"], **lost}}
         kinds = {one.task.kind for one in recipe.each.values()}
         kind = kinds.pop() if len(kinds) == 1 else "several"

@@ -64,6 +64,50 @@ class Task(Section):
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # None: a little more than the longest training answer
 
 
+Slip = Literal["typo", "swap", "letter", "case", "word"]
+Ratio = Annotated[float, Field(ge=0)]
+
+
+class Noise(Section):
+    """Rows with slips of the fingers in their prompts (EDA, arXiv 1901.11196)."""
+
+    share: Ratio = 0.0  # generated rows for each row
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.1  # share of a prompt's words that are changed, one at the least
+    kinds: Annotated[list[Slip], Field(min_length=1)] = ["typo", "swap", "letter", "case", "word"]
+
+
+class Service(Section):
+    """A model behind an OpenAI-compatible endpoint."""
+
+    url: str = ""  # such as http://localhost:8000/v1; empty: the recipe's own model rewrites
+    model: str = ""  # what the endpoint calls it
+    key_env: str = ""  # the environment variable that holds the API key
+    timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds
+    retries: Annotated[int, Field(ge=0)] = 4
+    at_once: Annotated[int, Field(ge=1, le=256)] = 4  # questions under way at a time
+
+
+class Rewriting(Section):
+    """Rows whose prompt a model has said in another language or manner, and back again."""
+
+    share: Ratio = 0.0  # generated rows for each row
+    via: str = "French"
+    back: str = "English"
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    length: Annotated[float, Field(ge=1)] = 2.0  # a text is kept up to so many times as long, or as short
+    max_failures: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of the questions that may come to nothing
+    endpoint: Service = Service()
+
+
+class Augment(Section):
+    """Rows generated from those of the training split alone."""
+
+    noise: Noise = Noise()
+    rewrite: Rewriting = Rewriting()
+    # Bring each label to this ratio of the most frequent one by repeating its rows; 0 is off, 1 is balanced.
+    oversample: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
 class Data(Section):
     """Files of examples. A share, a number of rows or files stand for validation and test."""
 
@@ -78,6 +122,7 @@ class Data(Section):
     take_fewer: bool = False  # with per_class: a label that has fewer rows gives all of them, instead of an error
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.8  # Jaccard of character 5-grams at which rows are one
     redact: bool = False  # replace personal data and secrets by their kind
+    augment: Augment = Augment()
 
 
 class Adapter(Section):
@@ -109,7 +154,13 @@ class Train(Section):
     )
     micro_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = "auto"  # tokens that go through the net at once
     warmup: Annotated[float, Field(ge=0, lt=1, alias="warmup_ratio")] = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01  # of matrices alone, adapters' among them
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = (
+        None  # of the model's own layers; None: as its configuration has it
+    )
+    neftune: Annotated[float, Field(ge=0, alias="neftune_noise_alpha")] = (
+        0.0  # noise on embeddings, usually 5; 0 is off
+    )
     clip: Annotated[float, Field(gt=0, alias="max_grad_norm")] = 1.0
     validations: Annotated[int, Field(ge=1)] = 6  # over the whole run
     validation_items: Annotated[int, Field(ge=1)] = 32  # answers generated at each of them
@@ -259,7 +310,7 @@ def _own_paths() -> dict[tuple[str, ...], tuple[str, str]]:
             for known in {name, field.alias or name}:
                 paths[section, known] = (section, name)
                 if section in ("train", "adapter") and known not in Recipe.model_fields:
-                    paths[(known,)] = (section, name)
+                    paths.setdefault((known,), (section, name))  # `dropout` alone is the adapter's
     return paths
 
 

@@ -245,3 +245,40 @@ def test_a_net_whose_attention_is_capped_keeps_its_own_on_a_gpu(make_model):
     net = Net(make_model("gemma2").to(GPU), precision="bf16")
     assert not net.by_edges
     assert net.model.config._attn_implementation != attention.PACKED
+
+
+# Noise ---------------------------------------------------------------------------------------------------------------
+
+
+def losses_of(passes, batch, count):
+    return [float(passes(SFT, batch, torch.tensor(1.0))[0]) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "dropout"])
+def test_recorded_passes_draw_other_noise_each_time_and_the_same_from_the_same_state(make_net, kind):
+    net, batch = make_net(), batch_of(*SHAPES[1])
+    if kind == "embeddings":
+        net.neftune = 20.0
+    else:
+        for part in net.modules():
+            if hasattr(part, "lora_dropout"):
+                part.lora_dropout["default"] = nn.Dropout(0.5)
+    passes = Replayed(net, trained_parameters(net).values())
+    losses = losses_of(passes, batch, 10)
+    assert passes.refused == ""
+    assert len(set(losses)) == 10  # two as they are, eight replayed
+    state = torch.cuda.get_rng_state()
+    first = losses_of(passes, batch, 3)
+    torch.cuda.set_rng_state(state)
+    assert losses_of(passes, batch, 3) == pytest.approx(first, rel=1e-6)
+
+
+def test_a_recording_taken_up_from_a_checkpoint_draws_what_plain_passes_draw(make_net):
+    batch, found = batch_of(*SHAPES[1]), []
+    for recorded in (False, True):
+        net = make_net()
+        net.neftune = 20.0
+        torch.cuda.manual_seed(3)
+        plain = lambda *given, net=net: forward_backward(net, *given)  # noqa: E731
+        found.append(losses_of(Replayed(net, trained_parameters(net).values()) if recorded else plain, batch, 6))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from burnish.data.augment import Ask, augment, generated, told_apart
 from burnish.data.clean import clean_rows
 from burnish.data.dedup import (
     NEAR,
@@ -22,12 +23,13 @@ from burnish.data.dedup import (
     report_duplicates,
     whole_answer,
 )
-from burnish.data.ledger import Ledger
+from burnish.data.ledger import Entry, Ledger
 from burnish.data.rows import Labelled, Row
 from burnish.data.similar import Index
 from burnish.data.sources import read_rows
-from burnish.data.split import split_rows
+from burnish.data.split import Splits, guard, split_rows
 from burnish.errors import RowError
+from burnish.recipe import Augment
 
 LABELS_HELD = 1000  # different answers that are counted before they are surely no labels
 FIRST_ROWS = 3
@@ -149,6 +151,47 @@ def write_clean(
     return {
         "read": len(rows) + ledger.dropped,
         "written": len(rows),
+        "out": str(out),
+        "ledger": str(ledger_path),
+        "findings": ledger.findings(),
+    }
+
+
+def write_augmented(
+    sources: Sources,
+    out: str | Path,
+    settings: Augment,
+    *,
+    held_out: Sources = (),
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+    ask: Ask | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the clean rows and those generated from them as JSON Lines, and beside them `OUT.ledger.jsonl`.
+
+    held_out: files that no generated row may come near; rows of the sources that stand in them are dropped. ask: who rewrites.
+    Rows that an earlier augmentation generated are read but not written again. Raises as `write_clean` and `augment` do.
+    """
+    out = Path(out)
+    ledger_path = out.with_suffix(".ledger.jsonl")
+    files, held = as_list(sources), as_list(held_out)
+    _refuse_loss([*files, *held], [out, ledger_path], overwrite)
+    with _fresh(ledger_path) as fresh, Ledger(fresh) as ledger:
+        rows, made = told_apart(clean_rows(read_rows(files, ledger, columns=columns), ledger))
+        for row in made:
+            ledger.add(Entry(row.file, row.line, "dropped", "generated earlier", row.prompt_text()))
+        read = len(rows) + ledger.dropped
+        tested = list(clean_rows(read_rows(held, Ledger(), columns=columns), Ledger())) if held else []
+        guarded = guard(Splits(drop_duplicates(rows, ledger), [], tested), "drop", ledger)
+        if not guarded.train:
+            raise RowError("no row is left to generate from", where=", ".join(files), expected="some examples")
+        guarded = augment(guarded, settings, ledger, seed=seed, ask=ask)
+    write_rows(out, guarded.train)
+    return {
+        "read": read,
+        "written": len(guarded.train),
+        "generated": generated(guarded.train),
         "out": str(out),
         "ledger": str(ledger_path),
         "findings": ledger.findings(),

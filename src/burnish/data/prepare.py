@@ -6,6 +6,7 @@ import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from burnish.data.augment import told_apart, with_known
 from burnish.data.clean import clean_rows
 from burnish.data.dedup import Match, drop_duplicates
 from burnish.data.draw import keep_per_class
@@ -37,9 +38,9 @@ def prepare(recipe: Recipe, ledger: Ledger, *, special_tokens: Collection[str], 
         rows = read_rows(files, ledger, columns=data.columns)
         return clean_rows(_only(rows, data.only, ledger), ledger, special_tokens=special_tokens, redact=data.redact)
 
-    pool = list(rows_of(data.train))
+    pool, made = told_apart(rows_of(data.train))
     given = {
-        split: list(rows_of(files))
+        split: _written(rows_of(files), split, ledger)
         for split in ("validation", "test")
         if isinstance(files := getattr(data, split), list)
     }
@@ -58,12 +59,20 @@ def prepare(recipe: Recipe, ledger: Ledger, *, special_tokens: Collection[str], 
         }
     _check(pool, given, kinds, recipe)
     guarded = guard(_split(pool, given, data, recipe), action, ledger)
-    guarded = replace(guarded, matches=[*leaks, *guarded.matches])
+    guarded = with_known(replace(guarded, matches=[*leaks, *guarded.matches]), made, ledger)
     if data.per_class:  # after the guard, so that validation and test are the same whatever the number
         few = keep_per_class(guarded.train, data.per_class, recipe.train.seed, ledger, fewer=data.take_fewer)
         guarded = replace(guarded, train=few)
     left = len(guarded.train) + len(guarded.validation) + len(guarded.test)
     return Prepared(guarded, left + ledger.dropped)
+
+
+def _written(rows: Iterable[Row], split: str, ledger: Ledger) -> list[Row]:
+    """The rows of a held-out file that somebody wrote: nothing is measured on generated ones."""
+    written, made = told_apart(rows)
+    for row in made:
+        ledger.add(Entry(row.file, row.line, "dropped", f"generated, and so not for {split}", row.prompt_text()))
+    return written
 
 
 def _split(pool: list[Row], given: Mapping[str, list[Row]], data: Data, recipe: Recipe) -> Splits:

@@ -143,6 +143,8 @@ def data_flow(data: Mapping[str, Any]) -> Markup:
         return Markup("")
     parts = {name: data.get(name) or 0 for name in ("train", "validation", "test")}
     parts["dropped"] = sum((data.get("dropped") or {}).values())
+    made = (data.get("generated") or {}).get("rows") or 0
+    parts["train"] -= made
     parts["set aside"] = data["read"] - sum(parts.values())
     branches = [(f"{name} {number:,}", number, name.replace(" ", "-")) for name, number in parts.items()]
     told = ", ".join(label for label, number, _ in branches if number > 0)

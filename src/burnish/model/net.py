@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from burnish.core import Batch, Outputs
 from burnish.model import attention
 from burnish.model.head import head_logp
+from burnish.model.regularise import noisy_embeddings
 
 
 class Net(nn.Module):
@@ -30,6 +31,7 @@ class Net(nn.Module):
         self._by_sequence = attention.use(self.language_model)
         # Nats a token in bf16 and after the base lost digits, where measured.
         self.rounding: tuple[float, float] | None = None
+        self.neftune = 0.0  # alpha of the noise on embeddings in training
         self.offload = False  # keep what layers leave for the backward pass in the host's memory
         self.by_edges = attention.by_edges(self.language_model, self.device, precision)  # one kernel for all sequences
 
@@ -59,6 +61,8 @@ class Net(nn.Module):
             # A mask that is there already: transformers would look for sequences to mask, and wait for the GPU.
             told |= {"attention_mask": torch.ones(1, 1, 1, 1, device=batch.ids.device)}
         with contextlib.ExitStack() as around:
+            if self.neftune and self.model.training:
+                around.enter_context(noisy_embeddings(self.language_model.get_input_embeddings(), batch, self.neftune))
             if self.by_edges:
                 around.enter_context(attention.packed(decoder))
             if self.offload:

@@ -15,6 +15,7 @@ from burnish.data.render import Chat
 from burnish.errors import SmokeError
 from burnish.model.adapt import trained_parameters
 from burnish.model.net import Net
+from burnish.model.regularise import undisturbed
 from burnish.train.checkpoint import random_state, set_random_state
 from burnish.train.ladder import Ladder, is_out_of_memory, release
 from burnish.train.loop import Tasks, backward
@@ -183,7 +184,8 @@ def _learn_by_heart(
     net.train()
     for _ in range(MEMORY_STEPS):
         optim.zero_grad()
-        loss, _, _ = backward(net, tasks, batch, optim)
+        with undisturbed(net):
+            loss, _, _ = backward(net, tasks, batch, optim)
         losses.append(loss)
         if loss <= max(LEARNT * losses[0], 0.02):
             return losses[0], loss, len(losses)

@@ -1,0 +1,240 @@
+"""The client of an endpoint, against a small server on this machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from burnish.completions import Answers, Endpoint
+from burnish.errors import EndpointError
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def said(text):
+    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+class Server:
+    """Answers with `replies` in turn, the last one for ever: (status, body), or a number of seconds to say nothing."""
+
+    def __init__(self, *replies):
+        self.replies, self.seen, self.headers, self.most, self.busy = list(replies), [], [], 0, 0
+        lock, server = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    server.busy += 1
+                    server.most = max(server.most, server.busy)
+                    server.seen.append((self.path, body))
+                    server.headers.append(dict(self.headers))
+                    reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
+                reply = reply(body) if callable(reply) else reply
+                try:
+                    if isinstance(reply, float):
+                        time.sleep(reply)
+                        return
+                    status, answer, *more = reply
+                    self.send_response(status)
+                    for name, value in (more[0] if more else {}).items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+                except OSError:
+                    pass
+                finally:
+                    with lock:
+                        server.busy -= 1
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def make(*replies):
+        servers.append(Server(*replies))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def endpoint(server, **values):
+    waits = []
+    made = Endpoint(**{"url": server.url, "model": "small", "wait": waits.append, **values})
+    return made, waits
+
+
+def test_an_answer_is_the_content_of_the_first_choice(serve):
+    server = serve(said("  Good day. \n"))
+    one, _ = endpoint(server)
+    assert one.complete(HELLO, temperature=0.5, max_tokens=9) == "Good day."
+    assert server.seen == [
+        ("/v1/chat/completions", {"model": "small", "messages": HELLO, "temperature": 0.5, "max_tokens": 9})
+    ]
+
+
+def test_the_key_comes_from_the_environment(serve, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "top-secret")
+    server = serve(said("yes"))
+    endpoint(server, key_env="SOME_KEY")[0].complete(HELLO)
+    assert server.headers[0]["Authorization"] == "Bearer top-secret"
+
+
+def test_a_key_that_is_not_set_is_named(monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(EndpointError, match="SOME_KEY is not set"):
+        Endpoint("http://localhost/v1", "small", key_env="SOME_KEY")
+
+
+def test_an_address_that_is_none_is_refused():
+    with pytest.raises(EndpointError, match="found 'localhost:8000'"):
+        Endpoint("localhost:8000", "small")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_endpoint_is_asked_again_after_ever_longer_pauses(serve, status):
+    server = serve((status, {}), (status, {}), said("at last"))
+    one, waits = endpoint(server)
+    assert one.complete(HELLO) == "at last"
+    assert len(waits) == 2
+    assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2
+
+
+def test_a_pause_that_the_endpoint_names_is_kept(serve):
+    one, waits = endpoint(serve((429, {}, {"Retry-After": "7"}), said("at last")))
+    assert one.complete(HELLO) == "at last"
+    assert waits == [7.0]
+
+
+def test_after_the_last_attempt_the_error_says_what_came(serve):
+    server = serve((503, {"error": "overloaded"}))
+    one, waits = endpoint(server, retries=2)
+    with pytest.raises(EndpointError, match=r"HTTP 503.*overloaded"):
+        one.complete(HELLO)
+    assert (len(server.seen), len(waits)) == (3, 2)
+
+
+def test_a_wrong_question_is_not_asked_again(serve):
+    server = serve((400, {"error": "too long"}))
+    with pytest.raises(EndpointError, match=r"HTTP 400.*too long"):
+        endpoint(server)[0].complete(HELLO)
+    assert len(server.seen) == 1
+
+
+def test_an_error_never_shows_the_key(serve, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "top-secret")
+    server = serve((401, {"error": "invalid key top-secret"}))
+    with pytest.raises(EndpointError, match="HTTP 401") as caught:
+        endpoint(server, key_env="SOME_KEY")[0].complete(HELLO)
+    assert "top-secret" not in str(caught.value)
+    assert "SOME_KEY" in caught.value.hint
+
+
+def test_silence_is_a_time_out(serve):
+    one, _ = endpoint(serve(0.5), timeout=0.05, retries=1)
+    with pytest.raises(EndpointError, match=r"no answer within 0\.05 s"):
+        one.complete(HELLO)
+
+
+def test_a_connection_that_breaks_off_is_tried_again(serve):
+    server = serve(0.0, said("at last"))
+    one, waits = endpoint(server)
+    assert one.complete(HELLO) == "at last"
+    assert len(waits) == 1
+
+
+def test_an_address_that_cannot_be_read_is_told():
+    with pytest.raises(EndpointError, match="this is no address"):
+        Endpoint("http://localhost:port/v1", "small").complete(HELLO)
+
+
+@pytest.mark.parametrize("nonsense", [b"<html>", {"choices": []}, {"choices": [{"message": {"content": None}}]}, [1]])
+def test_nonsense_is_an_error(serve, nonsense):
+    with pytest.raises(EndpointError, match="this is no answer"):
+        endpoint(serve((200, nonsense)))[0].complete(HELLO)
+
+
+def test_nobody_there_is_told_at_once_and_for_all():
+    one = Endpoint("http://127.0.0.1:1/v1", "small", wait=lambda pause: pytest.fail("it waited"))
+    with pytest.raises(EndpointError, match="it cannot be reached"):
+        one.complete_all([HELLO] * 5)
+
+
+def conversations(count):
+    return [[{"role": "user", "content": f"Number {n}"}] for n in range(count)]
+
+
+def echo(body):
+    return said(body["messages"][0]["content"].upper())
+
+
+def test_answers_come_in_the_order_of_the_questions_several_at_once(serve):
+    def slowly(body):
+        time.sleep(0.05)
+        return echo(body)
+
+    server = serve(slowly)
+    answers = endpoint(server, at_once=4)[0].complete_all(conversations(12))
+    assert answers == [f"NUMBER {n}" for n in range(12)]
+    assert 1 < server.most <= 4
+
+
+def test_an_error_stands_in_the_place_of_the_answer(serve):
+    server = serve(lambda body: (400, {}) if "3" in body["messages"][0]["content"] else echo(body))
+    answers = endpoint(server)[0].complete_all(conversations(5))
+    assert [isinstance(one, EndpointError) for one in answers] == [False, False, False, True, False]
+
+
+def test_a_refused_key_ends_it_for_all_questions(serve):
+    server = serve((403, {}))
+    with pytest.raises(EndpointError, match="HTTP 403"):
+        endpoint(server, at_once=1)[0].complete_all(conversations(20))
+    assert len(server.seen) == 1
+
+
+def test_nothing_is_asked_twice(serve, tmp_path):
+    server = serve(echo)
+    one, _ = endpoint(server, answers=Answers(tmp_path))
+    first = one.complete_all(conversations(4), temperature=0.1)
+    again = endpoint(server, answers=Answers(tmp_path))[0].complete_all(conversations(4), temperature=0.1)
+    assert first == again
+    assert len(server.seen) == 4
+    one.complete(conversations(1)[0], temperature=0.2)
+    assert len(server.seen) == 5
+
+
+def test_a_damaged_answer_is_asked_for_again(serve, tmp_path):
+    server = serve(said("yes"))
+    one, _ = endpoint(server, answers=Answers(tmp_path))
+    one.complete(HELLO)
+    for file in tmp_path.rglob("*.json"):
+        file.write_text("{")
+    assert one.complete(HELLO) == "yes"
+    assert len(server.seen) == 2
+
+
+def test_a_failure_is_not_kept(serve, tmp_path):
+    server = serve((400, {}), said("yes"))
+    one, _ = endpoint(server, answers=Answers(tmp_path))
+    with pytest.raises(EndpointError):
+        one.complete(HELLO)
+    assert one.complete(HELLO) == "yes"
