@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -33,18 +33,22 @@ from burnish.train import memory
 from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate
 from burnish.train.plan import Plan, Workload, choose, make_plan, micro_candidates
 
+if TYPE_CHECKING:
+    from burnish.distillation import Guide
+
 TASK = "main"  # the name of the one task; several tasks are several names in one step
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Step 1. source: the model's folder or hub id. key: all that the model and the data files are."""
+    """Step 1. source: the model's folder or hub id. key: all that the model and the data files are. teacher: whom it learns from."""
 
     source: str
     config: Any
     tokenizer: Any
     objective: Objective
     key: str
+    teacher: Guide | None = None
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from burnish import distillation
 from burnish.core import Group
 from burnish.data.feed import Feed
 from burnish.data.ledger import Ledger
@@ -85,6 +86,7 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
             chosen = choose(run, recipe)
             guarded = clean(run, recipe, chosen)
             tokenized = tokenize(run, recipe, chosen, guarded)
+            chosen = distillation.cut_student(run, recipe, chosen, tokenized)
             settings = decide(run, recipe, chosen, tokenized)
             tried = try_out(run, recipe, chosen, tokenized, settings)
             set_up(run, recipe, chosen, tokenized, tried.settings)
@@ -109,7 +111,8 @@ def plan_recipe(recipe: Recipe) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), Progress(quiet=True), Evidence(recipe), "plan")
         chosen = choose(run, recipe)
-        tokenized = tokenize(run, recipe, chosen, clean(run, recipe, chosen))
+        tokenized = tokenize(run, recipe, replace(chosen, teacher=None), clean(run, recipe, chosen))
+        chosen = distillation.planned_student(recipe, chosen)
         return plan_of(recipe, chosen, tokenized, settle(recipe, chosen, tokenized))
 
 
@@ -124,9 +127,11 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
                 expected="classify",
                 hint="--set task.kind=classify   or --set objective=sft",
             )
-        source = find_model(recipe.model)
+        source = distillation.source_of_student(recipe) or find_model(recipe.model)
         config = load_config(source, trust_remote_code=recipe.trust_remote_code)
         tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
+        guide = distillation.find_guide(recipe, tokenizer)
+        objective = distillation.taught(objective, recipe, guide)
         files = [
             name
             for split in ("train", "validation", "test")
@@ -139,6 +144,7 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         parts = [(one.name, one.stat()) for one in sorted(Path(source).glob("*"))]
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
         key = key_of(source, made_of, config.to_dict(), files_key(files), importlib.metadata.version("burnish"))
+        key = key_of(key, guide.key) if guide else key
         write_text(run.folder / "recipe.yaml", recipe.dump())
         if not recipe.task.goal:
             run.progress.say(
@@ -147,7 +153,7 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         record["summary"] = (
             f"{recipe.model} for {recipe.task.kind}, {recipe.objective}, on {', '.join(Path(name).name for name in files)}"
         )
-        return Chosen(source, config, tokenizer, objective, key)
+        return Chosen(source, config, tokenizer, objective, key, guide)
 
 
 def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
@@ -203,6 +209,7 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
     with run.step("tokenize") as record:
         chat = chat_of(recipe, chosen, guarded)
         with Ledger(run.folder / "ledger.jsonl", append=True) as ledger:
+            guarded, replies = distillation.ask_teacher(run, recipe, chosen, chat, guarded, ledger)
             train, validation, test = (
                 render_rows(getattr(guarded, split), chat, ledger) for split in ("train", "validation", "test")
             )
@@ -210,6 +217,7 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
             raise RowError(
                 "no token of any row is trained", where="data.train", hint="burnish data check FILE   shows the mask"
             )
+        train = distillation.with_streams(recipe, chosen, chat, train, replies)
         counts = {
             "trained": train.trained,
             "all": train.tokens,
@@ -259,13 +267,15 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
         kept = run.kept("smoke", key)
         settings = memory.Settings(**kept["settings"]) if kept else settings
         net = load_net(recipe, chosen, settings, head, [] if kept else rows_to_round_on(chosen, tokenized))
+        distillation.seat_teacher(recipe, chosen, net, tokenized.chat.labels)
         if kept is None:
             feed = make_feed(recipe, tokenized, settings)
             ladder = make_ladder(run, recipe, net, settings, feed)
             tasks, longest = {TASK: (chosen.objective, 1.0)}, feed.hardest()
             check_streams(tasks, longest)
             rate, groups = settings.learning_rate, tokenized.train.groups
-            seen = smoke(net, tasks, TASK, groups, tokenized.chat, longest, rate, try_adapter, ladder)
+            learnt_by = {TASK: (distillation.by_heart(chosen.objective), 1.0)}
+            seen = smoke(net, tasks, TASK, groups, tokenized.chat, longest, rate, try_adapter, ladder, learnt_by)
             settings = ladder.settings
             found = {"summary": seen.summary, "settings": asdict(settings), "ladder": ladder.taken}
             kept = run.keep("smoke", key, asdict(seen) | found | {"rounding": net.rounding})
@@ -357,6 +367,7 @@ def train(
             feed, optim = make_feed(recipe, tokenized, settings), make_optimizer(recipe, net, settings)
             ladder = make_ladder(run, recipe, net, settings, feed, optim)
             ladder.taken += tried.taken
+            feed = ladder.feed = distillation.feed_of_student(run, recipe, chosen, tokenized, net, feed, key)
             session = Session(
                 net=net,
                 tasks={TASK: (chosen.objective, 1.0)},
@@ -414,9 +425,12 @@ def evaluate(
             tuned = sit(run, exam, trained.net, tokenized, "tuned")
             with base_of(recipe, chosen, trained.net) as base_net:
                 base = sit(run, exams["base"], base_net, tokenized, "base")
-            kept = run.keep("evaluate", key, compare(exam, base, tuned, seed=recipe.train.seed))
+            beside = distillation.beside_teacher(run, recipe, chosen, tokenized, exam, trained.net, tuned)
+            kept = run.keep("evaluate", key, compare(exam, base, tuned, seed=recipe.train.seed) | beside)
         else:
             record["status"] = "reused"
+        if "distillation" in kept:
+            run.parts["distillation"] = kept["distillation"]
         run.parts["evaluation"] = kept
         run.learn(evaluation=kept)
         low, high = kept["ci95"]

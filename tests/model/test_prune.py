@@ -108,7 +108,15 @@ def test_a_score_head_goes_with_the_student(make_classifier, tokenizer, tmp_path
     teacher.save_pretrained(tmp_path / "teacher")
     head = Head(LABELS, tokenizer.pad_token_id)
     write_student(
-        str(tmp_path / "teacher"), tmp_path / "student", tokenizer, rows(), keep=None, layers=2, by="even", mlp=None, head=head
+        str(tmp_path / "teacher"),
+        tmp_path / "student",
+        tokenizer,
+        rows(),
+        keep=None,
+        layers=2,
+        by="even",
+        mlp=None,
+        head=head,
     )
     student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
     assert student.config.num_hidden_layers == 2

@@ -47,7 +47,12 @@ def case():
     hidden, theirs = torch.randn(TOKENS, WIDTH), torch.randn(TOKENS, WIDTH)
     shares, ids = (teacher(theirs) * 0.5).softmax(-1).topk(KEPT)
     return SimpleNamespace(
-        hidden=hidden, theirs=theirs, teacher=teacher, ids=ids, shares=shares, targets=torch.randint(VOCABULARY, (TOKENS,))
+        hidden=hidden,
+        theirs=theirs,
+        teacher=teacher,
+        ids=ids,
+        shares=shares,
+        targets=torch.randint(VOCABULARY, (TOKENS,)),
     )
 
 
@@ -56,7 +61,9 @@ def measures(case, config, kind, temperature):
         soft.target_logp(case.targets),
         soft.mean_logp(),
         soft.soft_logp(case.ids, case.shares, temperature),
-        soft.from_teacher(Divergence(kind, 0.3, temperature), case.theirs, case.teacher, config),
+        soft.from_teacher(
+            Divergence(kind, 0.3, temperature), case.theirs, lambda states: logit_curve(config)(case.teacher(states))
+        ),
     ]
 
 
@@ -134,7 +141,7 @@ def test_nothing_as_wide_as_the_vocabulary_is_kept(layer, config, case):
 
 def test_a_teacher_that_is_the_student_gives_no_divergence(layer, config, case):
     for kind in KINDS:
-        measure = soft.from_teacher(Divergence(kind), case.hidden, layer, config)
+        measure = soft.from_teacher(Divergence(kind), case.hidden, lambda states: logit_curve(config)(layer(states)))
         [found] = soft.head_measures(layer, config, case.hidden, [measure])
         assert float(found.abs().max()) < 1e-5
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from burnish.core import Batch, Divergence, Outputs
 from burnish.model import attention, soft
-from burnish.model.head import head_logp
+from burnish.model.head import head_logp, logit_curve
 
 OF_TOKENS = frozenset({"logp", "mean_logp", "soft_logp", "divergence"})  # outputs of the vocabulary head
 
@@ -149,10 +149,13 @@ class Net(nn.Module):
         net = self.teacher.net
         with torch.no_grad(), net.autocast():
             hidden = net._hidden(batch).flatten(0, 1).index_select(0, places - 1)
-        config = net.language_model.config.get_text_config()
-        return soft.from_teacher(
-            self.teacher.divergence, hidden, net.language_model.get_output_embeddings(), config
-        )
+        return soft.from_teacher(self.teacher.divergence, hidden, net.logits)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N,d) -> (N,V) float32: all logits of some states, where there are few of them."""
+        model = self.language_model
+        head = model.get_output_embeddings()
+        return logit_curve(model.config.get_text_config())(head(hidden.to(head.weight.dtype)).float())
 
     @torch.no_grad()
     def _teacher_score(self, batch: Batch) -> Tensor:

@@ -39,7 +39,9 @@ def keep_by_similarity(model: Any, groups: Sequence[Group], count: int) -> list[
         changes[number].append(1 - torch.cosine_similarity(before.float(), after.float(), dim=-1).flatten())
 
     hooks = [
-        layer.register_forward_hook(lambda layer, given, options, made, n=n: watch(n, given, options, made), with_kwargs=True)
+        layer.register_forward_hook(
+            lambda layer, given, options, made, n=n: watch(n, given, options, made), with_kwargs=True
+        )
         for n, layer in enumerate(layers)
     ]
     real = _read(model, groups, hooks)
@@ -78,7 +80,9 @@ def cut_width(model: Any, groups: Sequence[Group], share: float) -> Any:
     mlps = [_mlp_of(layer) for layer in layers_of(model)]
     sums: list[list[Tensor]] = [[] for _ in mlps]
     hooks = [
-        mlp.down_proj.register_forward_pre_hook(lambda part, given, n=n: sums[n].append(given[0].float().abs().flatten(0, 1)))
+        mlp.down_proj.register_forward_pre_hook(
+            lambda part, given, n=n: sums[n].append(given[0].float().abs().flatten(0, 1))
+        )
         for n, mlp in enumerate(mlps)
     ]
     real = _read(model, groups, hooks)
@@ -153,7 +157,9 @@ def layers_of(model: Any) -> Any:
     """The decoder's layers. Raises ModelError where they are no list of that name."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise ModelError("its layers cannot be cut", where=model.config.model_type, expected="a decoder with a list of layers")
+        raise ModelError(
+            "its layers cannot be cut", where=model.config.model_type, expected="a decoder with a list of layers"
+        )
     return layers
 
 
@@ -170,7 +176,9 @@ def _read(model: Any, groups: Sequence[Group], hooks: Sequence[Any]) -> Tensor:
         for hook in hooks:
             hook.remove()
     if not real:
-        raise RecipeError("there are no rows to watch the teacher on", where="distill.student", expected="training rows")
+        raise RecipeError(
+            "there are no rows to watch the teacher on", where="distill.student", expected="training rows"
+        )
     return torch.cat(real)
 
 

@@ -7,6 +7,7 @@ slope is known in the forward pass, and nothing of size N x V is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,14 +48,12 @@ def soft_logp(ids: Tensor, shares: Tensor, temperature: float = 1.0) -> Measure:
     return measure
 
 
-def from_teacher(divergence: Divergence, hidden: Tensor, head: nn.Module, config: Any) -> Measure:
-    """The divergence from a frozen teacher. hidden: (N,d) its states, of which the logits are made chunk by chunk. head, config: its own."""
-    bend = logit_curve(config)
+def from_teacher(divergence: Divergence, hidden: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Measure:
+    """The divergence from a frozen teacher. hidden: (N,d) its states, of which `logits_of` makes logits chunk by chunk."""
 
     def measure(logits: Tensor, part: slice) -> Tensor:
         with torch.no_grad():
-            weight: Any = head.weight
-            wanted = bend(head(hidden[part].to(weight.dtype)).float())
+            wanted = logits_of(hidden[part])
         return divergence(logits, wanted)
 
     return measure
@@ -101,7 +100,7 @@ class _Measured(torch.autograd.Function):
         for part in _chunks(len(hidden), len(weight), hidden.device):
             logits = F.linear(hidden[part].to(dtype), wide, bias if bias is None else bias.to(dtype))
             for number, measure in enumerate(measures):
-                values[number, part], slope = _with_slope(logits, lambda bent, m=measure, p=part: m(bent, p), bend)
+                values[number, part], slope = _with_slope(logits, partial(_apply, measure, part), bend)
                 if toward is not None:
                     toward[number, part] = (slope.to(dtype) @ wide).to(hidden.dtype)
         ctx.save_for_backward(toward, *([hidden, weight, bias] if trained else []))
@@ -129,6 +128,10 @@ class _Measured(torch.autograd.Function):
             if to_bias is not None:
                 to_bias += slope.sum(0)
         return to_hidden, to_weight, to_bias, None, None, None
+
+
+def _apply(measure: Measure, part: slice, bent: Tensor) -> Tensor:
+    return measure(bent, part)
 
 
 def _with_slope(logits: Tensor, measure: Callable[[Tensor], Tensor], bend: Bend) -> tuple[Tensor, Tensor]:
