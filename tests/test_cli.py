@@ -105,6 +105,7 @@ def test_the_verbs_are_those_that_exist():
         "data/split",
         "plan",
         "run",
+        "distill",
         "chat",
         "export",
         "runs",

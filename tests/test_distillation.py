@@ -152,6 +152,21 @@ def test_a_teacher_that_answers_nonsense_is_an_error_and_its_answers_are_kept(go
     assert json.loads((tmp_path / "student" / "report.json").read_text())["verdict"] == "stop"
 
 
+def test_a_run_that_is_not_there_is_not_looked_for_elsewhere(go, tmp_path):
+    for name in ("runs/nowhere", str(tmp_path / "nowhere")):
+        with pytest.raises(ModelError, match="no such run"):
+            go({"teacher": name})
+
+
+def test_the_verb_takes_the_teacher_and_the_layers(model_folder, file, teacher, tmp_path):
+    values = recipe_of(model_folder(), file) | {"adapter": FULL}
+    options = {"teacher": str(teacher), "on": "probabilities", "keep": "0,2", "out": tmp_path / "run", "quiet": True}
+    report = burnish.distill(values, **options, overrides={"train.max_steps": 2})
+    assert report["distillation"]["cut"]["layers"] == [0, 2]
+    with pytest.raises(RecipeError, match="nobody to learn from"):
+        burnish.distill(values, out=tmp_path / "run")
+
+
 def test_the_objective_alone_has_nobody_to_learn_from(model_folder, file, tmp_path):
     with pytest.raises(RecipeError, match="nobody to learn from"):
         burnish.run(recipe_of(model_folder(), file) | {"objective": "distill"}, out=tmp_path / "run", quiet=True)

@@ -11,6 +11,6 @@ model = burnish.load("runs/recipe")                     # model.say("Hello") ans
 
 from __future__ import annotations
 
-from burnish.api import check, doctor, export, init, load, plan, run, runs
+from burnish.api import check, distill, doctor, export, init, load, plan, run, runs
 
-__all__ = ["check", "doctor", "export", "init", "load", "plan", "run", "runs"]
+__all__ = ["check", "distill", "doctor", "export", "init", "load", "plan", "run", "runs"]
