@@ -68,7 +68,9 @@ def test_what_may_pass_is_tried_again(kept, status):
 
 def test_an_endpoint_that_stays_busy_is_an_error_and_what_came_is_kept(kept):
     def answer(number, body):
-        return good(number, body) if body["messages"][-1]["content"] != "question 5" else (429, {"error": "slow down"}, {})
+        return (
+            good(number, body) if body["messages"][-1]["content"] != "question 5" else (429, {"error": "slow down"}, {})
+        )
 
     with serving(answer) as asked, pytest.raises(ModelError, match=r"429.*slow down.*3 tries"):
         endpoint(asked, parallel=1).ask(ASKED, Answers(kept), max_tokens=7)
@@ -89,7 +91,9 @@ def test_a_refusal_is_not_tried_again_and_names_the_key(kept):
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("raw", [b"<html>busy</html>", b"{}", json.dumps({"choices": []}).encode(), b'{"choices": [7]}'])
+@pytest.mark.parametrize(
+    "raw", [b"<html>busy</html>", b"{}", json.dumps({"choices": []}).encode(), b'{"choices": [7]}']
+)
 def test_what_is_no_reply_is_an_error(kept, raw):
     with serving(lambda number, body: (200, raw, {})) as asked, pytest.raises(ModelError, match="no reply"):
         endpoint(asked, retries=1).ask(ASKED[:1], Answers(kept), max_tokens=7)

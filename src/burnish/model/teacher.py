@@ -55,7 +55,10 @@ def find_teacher(name: str) -> Place:
     if not folder.exists() and "/" in name and (folder.parent.is_dir() or name.startswith("runs/")):
         # Else a misspelt run would be looked for on the hub.
         raise ModelError(
-            "there is no such run or model", where=name, expected="the folder of a run, or a model", hint="burnish runs   lists them"
+            "there is no such run or model",
+            where=name,
+            expected="the folder of a run, or a model",
+            hint="burnish runs   lists them",
         )
     return Place(find_model(name))
 
