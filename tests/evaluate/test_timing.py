@@ -10,7 +10,7 @@ from burnish.evaluate.timing import WARM, promise, summary_of, time_answers
 def test_each_prompt_is_timed_once_after_some_that_are_not():
     asked = []
     found = time_answers(asked.append, [1, 2, 3])
-    assert asked == [1, 2][:WARM] + [1, 2, 3]
+    assert asked == [*[1, 2][:WARM], 1, 2, 3]
     assert len(found) == 3
     assert all(seconds >= 0 for seconds in found)
 
