@@ -107,6 +107,7 @@ def test_the_verbs_are_those_that_exist():
         "plan",
         "run",
         "tune",
+        "distill",
         "chat",
         "export",
         "runs",

@@ -12,6 +12,20 @@ model = burnish.load("runs/recipe")                     # model.say("Hello") ans
 
 from __future__ import annotations
 
-from burnish.api import augment, check, doctor, export, fewshot, init, load, lr_range, plan, run, runs, tune
+from burnish.api import augment, check, distill, doctor, export, fewshot, init, load, lr_range, plan, run, runs, tune
 
-__all__ = ["augment", "check", "doctor", "export", "fewshot", "init", "load", "lr_range", "plan", "run", "runs", "tune"]
+__all__ = [
+    "augment",
+    "check",
+    "distill",
+    "doctor",
+    "export",
+    "fewshot",
+    "init",
+    "load",
+    "lr_range",
+    "plan",
+    "run",
+    "runs",
+    "tune",
+]

@@ -40,6 +40,34 @@ def run(
     return run_recipe(loaded, Path(out) if out else RUNS / name, Progress(quiet=quiet))
 
 
+def distill(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    teacher: str = "",
+    on: str | None = None,
+    layers: int | None = None,
+    keep: str = "",
+    out: str | Path | None = None,
+    overrides: Overrides = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """`run` with a teacher, whose name, run or address stands here or in the recipe; the report then holds `distillation` too.
+
+    on: answers, probabilities or samples. layers, keep: how many, or which, of the teacher's layers make up the student.
+    """
+    from burnish.errors import RecipeError
+
+    wanted = {"teacher": teacher, "on": on, "student.layers": layers, "student.keep": keep}
+    given = {f"distill.{key}": value for key, value in wanted.items() if value not in (None, "")}
+    pairs = dict(overrides) if isinstance(overrides, Mapping) else overrides
+    both = {**pairs, **given} if isinstance(pairs, dict) else [*pairs, *(f"{k}={v}" for k, v in given.items())]
+    loaded, _ = _load(recipe, both)
+    if not loaded.distill.teacher:
+        hint = "burnish distill RECIPE --teacher NAME_OR_URL"
+        raise RecipeError("there is nobody to learn from", where="distill.teacher", hint=hint)
+    return run(recipe, out=out, overrides=both, quiet=quiet)
+
+
 def plan(recipe: str | Path | Mapping[str, Any], *, overrides: Overrides = ()) -> Plan:
     """What a run would need (memory by part, tokens, steps, time), without loading any weights."""
     loaded, _ = _load(recipe, overrides)

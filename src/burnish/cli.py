@@ -294,6 +294,29 @@ def tune(
 
 
 @app.command()
+def distill(
+    recipe: RecipePath,
+    teacher: Annotated[
+        str, typer.Option(help="a model's name or folder, the folder of a run, or the address of an endpoint")
+    ] = "",
+    on: Annotated[str | None, typer.Option(help="answers, probabilities or samples")] = None,
+    layers: Annotated[int | None, typer.Option(help="cut the student from the teacher: so many of its layers")] = None,
+    keep: Annotated[str, typer.Option(help="or these of its layers, such as 0-3,8")] = "",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="the run's folder; runs/NAME by default")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe with a teacher, and hold the student against it: quality and time of an answer."""
+    report = api.distill(
+        recipe, teacher=teacher, on=on, layers=layers, keep=keep, out=out, overrides=overrides, quiet=quiet
+    )
+    show(report, as_json, f"{summary(report)}\n{side_by_side(report)}")
+    if report["verdict"] != "ship":
+        raise typer.Exit(1)
+
+
+@app.command()
 def chat(
     run: RunPath,
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="ask this one thing and end")] = "",
@@ -356,6 +379,21 @@ def summary(report: dict[str, Any]) -> str:
     lines += [f"  guard {g['n']:>2} {g['mistake']:<28} {g['status']:<8} {g['found']}" for g in report["guards"]]
     lines += [f"  {name}: {report['folder']}/{path}" for name, path in report.get("artifacts", {}).items()]
     return "\n".join([*lines, f"  report: {report['folder']}/report.html"])
+
+
+def side_by_side(report: dict[str, Any]) -> str:
+    """Teacher and student in two lines."""
+    found = report.get("distillation")
+    if not found:
+        return "  teacher and student were not compared"
+    quality, seconds = found["quality"], found["seconds"]
+    low, high = quality["ci95"]
+    return (
+        f"  {quality['metric']}: teacher {quality['teacher']:.3f}, student {quality['student']:.3f}, "
+        f"{quality['delta']:+.3f} (95% {low:+.3f} to {high:+.3f}) on {quality['n']} rows\n"
+        f"  an answer takes the teacher {seconds['teacher']['median']:.3f} s and the student {seconds['student']['median']:.3f} s "
+        f"(medians; {found['time_ratio']:.0%}); half the time at no lower quality: {found['half_the_time_no_lower']}"
+    )
 
 
 def main() -> None:

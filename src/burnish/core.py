@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, pairwise
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,14 +26,15 @@ class Seq:
     """One tokenized sequence, not yet a tensor.
 
     ids: T token ids. weight: T floats, weight[t] scales the loss of predicting ids[t]; 0 is not trained.
-    y: class (-1 for none), grade, or 1/0 for chosen/rejected. tokens, values: streams, T long and scalar. where: "file:line" it came from.
+    y: class (-1 for none), grade, or 1/0 for chosen/rejected. tokens, values: streams, T long (or (T,K)) and scalar. where: "file:line" it
+    came from.
     lost: trained tokens that were cut off its end.
     """
 
     ids: list[int]
     weight: list[float]
     y: float = 0.0
-    tokens: dict[str, list[float]] = field(default_factory=dict)
+    tokens: dict[str, Any] = field(default_factory=dict)  # lists of T floats, or arrays
     values: dict[str, float] = field(default_factory=dict)
     where: str = ""
     lost: int = 0
@@ -63,7 +65,7 @@ class Batch:
     last: Tensor  # (S,) int64, flat index of a sequence's last token
     group: Tensor  # (S,) int64, non-decreasing
     y: Tensor  # (S,) float32
-    tokens: dict[str, Tensor]  # streams, (R,T)
+    tokens: dict[str, Tensor]  # streams, (R,T) or (R,T,K)
     values: dict[str, Tensor]  # streams, (S,)
     where: tuple[str, ...]  # S places, to name the rows of a bad step
     longest: int = 0  # a power of two that no sequence is longer than, padding among them
@@ -104,10 +106,18 @@ class Outputs:
 
     logp: (R,T) float32, log p(ids[t] | ids[<t]) within the sequence; 0 where the weight is 0.
     score: (S,C) float32, what the score head makes of each sequence's last token.
+    mean_logp: (R,T) float32, log p averaged over the vocabulary, where logp stands.
+    soft_logp: (R,T) float32, sum_k q_k log p(k) over the streams `teacher_ids` and `teacher_shares` (R,T,K), the rest as one event.
+    divergence: (R,T) float32, from the distribution of a teacher that reads the same batch.
+    teacher_score: (S,C) float32, the teacher's scores of the same classes.
     """
 
     logp: Tensor | None = None
     score: Tensor | None = None
+    mean_logp: Tensor | None = None
+    soft_logp: Tensor | None = None
+    divergence: Tensor | None = None
+    teacher_score: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,41 @@ class Objective(Protocol):
         """The summed loss of one micro-batch."""
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """How far the student's distribution Q is from the teacher's P, both at a temperature, in nats.
+
+    forward_kl: KL(P|Q), covers all that the teacher may say. reverse_kl: KL(Q|P), keeps to what it would say (MiniLLM, Gu et al. 2023,
+    arXiv 2306.08543). jsd: beta KL(P|M) + (1 - beta) KL(Q|M) with M = beta P + (1 - beta) Q (GKD, Agarwal et al. 2023, arXiv 2306.13649,
+    eq. 1), which leans to the former for a small beta and to the latter for a large one.
+    """
+
+    kind: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    beta: float = 0.5
+    temperature: float = 1.0
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """(n,V), (n,V) logits -> (n,). A vocabulary that was only padded further is cut to the shorter one."""
+        width = min(student.shape[-1], teacher.shape[-1])
+        log_q, log_p = (log_softmax(logits[:, :width] / self.temperature) for logits in (student, teacher))
+        if self.kind == "forward_kl":
+            return _kl(log_p, log_q)
+        if self.kind == "reverse_kl":
+            return _kl(log_q, log_p)
+        mix = torch.tensor([self.beta, 1 - self.beta], device=log_q.device).log()
+        middle = torch.logaddexp(log_p + mix[0], log_q + mix[1])
+        return self.beta * _kl(log_p, middle) + (1 - self.beta) * _kl(log_q, middle)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """As torch's own, which is less exact on the CPU over a wide vocabulary."""
+    return logits - logits.logsumexp(-1, keepdim=True)
+
+
 def pack(groups: Sequence[Group], *, row_tokens: int, task: str = "", pad: int = 0) -> Batch:
     """Lay the sequences of whole groups end to end into rows of at most `row_tokens` tokens, in order.
 
@@ -160,7 +205,7 @@ def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
     ids, pos, seq_of = (torch.full(shape, fill, dtype=torch.int64) for fill in (pad, 0, -1))
     weight = torch.zeros(shape)
     placed = [(number, seq) for row in rows for number, seq in row]
-    streams = {name: torch.zeros(shape) for _, seq in placed for name in seq.tokens}
+    streams = {name: torch.zeros(*shape, *np.shape(x)[1:]) for _, seq in placed for name, x in seq.tokens.items()}
     edges: list[int] = [0]
     last: list[int] = []
     for r, row in enumerate(rows):
@@ -173,7 +218,8 @@ def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
         # The first token of a sequence has no predictor.
         weight[r, :end] = torch.tensor(list(chain.from_iterable([0.0, *seq.weight[1:]] for seq in seqs)))
         for name in streams:
-            streams[name][r, :end] = torch.tensor(list(chain.from_iterable(seq.tokens[name] for seq in seqs)))
+            whole = np.concatenate([np.asarray(seq.tokens[name], dtype=np.float32) for seq in seqs])
+            streams[name][r, :end] = torch.from_numpy(whole)
         ends = [r * length + edge for edge in accumulate(lengths)]
         edges += ends
         last += [edge - 1 for edge in ends]

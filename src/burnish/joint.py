@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from burnish import distillation
 from burnish.core import Batch, Loss, Objective, Outputs
 from burnish.data.augment import augment
 from burnish.data.dedup import Match
@@ -80,13 +81,15 @@ def restored(run: Run, recipe: Recipe, matches: list[dict[str, Any]]) -> Guarded
     return replace(whole, matches=[Match.restored(match) for match in matches])
 
 
-def tokenized_rows(recipe: Recipe, chosen: Chosen, guarded: Guarded, ledger: Ledger) -> Tokenized:
+def tokenized_rows(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded, ledger: Ledger) -> Tokenized:
     """The rows of one task as ids. Raises RowError where none of them teaches anything."""
     chat = chat_of(recipe, chosen, guarded)
+    guarded, replies = distillation.ask_teacher(run, recipe, chosen, chat, guarded, ledger)
     train, validation, test = (render_rows(getattr(guarded, split), chat, ledger) for split in SPLITS)
     if not train.groups:
         hint = "burnish data check FILE   shows the mask"
         raise RowError("no token of any row is trained", where="data.train", hint=hint)
+    train = distillation.with_streams(recipe, chosen, chat, train, replies)
     return Tokenized(chat, train, validation, test)
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -36,12 +36,18 @@ from burnish.train import memory
 from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate
 from burnish.train.plan import Plan, Workload, choose, make_plan, micro_candidates
 
+if TYPE_CHECKING:
+    from burnish.distillation import Guide
+
 TASK = MAIN  # the name of the one task; several tasks are several names in one step
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Step 1. source: the model's folder or hub id. key: all that the model and the data files are. mixed: the objectives of several."""
+    """Step 1. source: the model's folder or hub id. key: all that the model and the data files are. mixed: the objectives of several.
+
+    teacher: whom the model learns from.
+    """
 
     source: str
     config: Any
@@ -49,6 +55,7 @@ class Chosen:
     objective: Objective
     key: str
     mixed: dict[str, Objective] = field(default_factory=dict)
+    teacher: Guide | None = None
 
     @property
     def objectives(self) -> dict[str, Objective]:

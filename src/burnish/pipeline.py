@@ -14,13 +14,14 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from burnish import distillation
 from burnish.core import Group
 from burnish.data.augment import generated, is_generated
 from burnish.data.feed import Feed
@@ -100,6 +101,7 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
             chosen = choose(run, recipe)
             guarded = clean(run, recipe, chosen)
             tokenized = tokenize(run, recipe, chosen, guarded)
+            chosen = distillation.cut_student(run, recipe, chosen, tokenized)
             settings = decide(run, recipe, chosen, tokenized)
             tried = try_out(run, recipe, chosen, tokenized, settings)
             set_up(run, recipe, chosen, tokenized, tried.settings)
@@ -125,26 +127,29 @@ def plan_recipe(recipe: Recipe) -> Plan:
         run = Run(Path(folder), Progress(quiet=True), Evidence(recipe), "plan")
         recipe = asking_nobody(recipe)
         chosen = choose(run, recipe)
-        tokenized = tokenize(run, recipe, chosen, clean(run, recipe, chosen))
+        tokenized = tokenize(run, recipe, replace(chosen, teacher=None), clean(run, recipe, chosen))
+        chosen = distillation.planned_student(recipe, chosen)
         return plan_of(recipe, chosen, tokenized, settle(recipe, chosen, tokenized))
 
 
 def choose(run: Run, recipe: Recipe) -> Chosen:
     """1: the model, its tokenizer, the objective and the files of examples."""
     with run.step("choose") as record:
+        source = distillation.source_of_student(recipe) or find_model(recipe.model)
+        config = load_config(source, trust_remote_code=recipe.trust_remote_code)
+        tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
+        guide = distillation.find_guide(recipe, tokenizer)
         objectives, files = {}, list[str]()
         for name, one in recipe.each.items():
             with named(recipe, name):
-                objectives[name] = objective_of(one)
+                objectives[name] = distillation.taught(objective_of(one), one, guide)
                 if one.adapter.method == "head":
                     check_head(one, objectives[name])
                 files += files_of(one)
-        source = find_model(recipe.model)
-        config = load_config(source, trust_remote_code=recipe.trust_remote_code)
-        tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
         parts = [(one.name, one.stat()) for one in sorted(Path(source).glob("*"))]
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
         key = key_of(source, made_of, config.to_dict(), files_key(files), importlib.metadata.version("burnish"))
+        key = key_of(key, guide.key) if guide else key
         write_text(run.folder / "recipe.yaml", recipe.dump())
         if not recipe.goal:
             run.progress.say(
@@ -154,7 +159,7 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         what = " and ".join(dict.fromkeys(f"{one.task.kind}, {one.objective}" for one in each))
         record["summary"] = f"{recipe.model} for {what}, on {', '.join(Path(name).name for name in files)}"
         mixed = objectives if recipe.tasks else {}
-        return Chosen(source, config, tokenizer, next(iter(objectives.values())), key, mixed)
+        return Chosen(source, config, tokenizer, next(iter(objectives.values())), key, mixed, guide)
 
 
 def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
@@ -223,7 +228,7 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
         with Ledger(run.folder / "ledger.jsonl", append=True) as ledger:
             for name, one in recipe.each.items():
                 with named(recipe, name):
-                    parts[name] = tokenized_rows(one, chosen.of(name), guarded.tasks[name], ledger)
+                    parts[name] = tokenized_rows(run, one, chosen.of(name), guarded.tasks[name], ledger)
         tokenized = joined(parts)
         chat, train, validation, test = tokenized.chat, tokenized.train, tokenized.validation, tokenized.test
         counts = {
@@ -278,6 +283,7 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
         kept = run.kept("smoke", key)
         settings = memory.Settings(**kept["settings"]) if kept else settings
         net = load_net(recipe, chosen, settings, head, [] if kept else rows_to_round_on(chosen, tokenized))
+        distillation.seat_teacher(recipe, chosen, net, tokenized.chat.labels)
         if kept is None:
             feed = make_feed(recipe, tokenized, settings)
             ladder = make_ladder(run, recipe, net, settings, feed)
@@ -285,7 +291,8 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             check_streams(tasks, longest)
             groups = {name: part.train.groups for name, part in tokenized.tasks.items()}
             chats = {name: part.chat for name, part in tokenized.tasks.items()}
-            seen = smoke(net, tasks, groups, chats, longest, settings.learning_rate, try_adapter, ladder)
+            learnt_by = {name: (distillation.by_heart(one), weight) for name, (one, weight) in tasks.items()}
+            seen = smoke(net, tasks, groups, chats, longest, settings.learning_rate, try_adapter, ladder, learnt_by)
             settings = ladder.settings
             found = {"summary": seen.summary, "settings": asdict(settings), "ladder": ladder.taken}
             kept = run.keep("smoke", key, asdict(seen) | found | {"rounding": net.rounding})
@@ -386,6 +393,7 @@ def train(
             ladder = make_ladder(run, recipe, net, settings, feed, optim)
             ladder.taken += tried.taken
             remember_features(net, tokenized, exams["validation"], recipe.train.max_length)
+            feed = ladder.feed = distillation.feed_of_student(run, recipe, chosen, tokenized, net, feed, key)
             session = Session(
                 net=net,
                 tasks=tasks_of(recipe, chosen, tokenized),
@@ -450,7 +458,8 @@ def evaluate(
             tuned = sit(run, exam, trained.net, tokenized, "tuned")
             with base_of(recipe, chosen, trained.net) as base_net:
                 base = sit(run, exams["base"], base_net, tokenized, "base")
-            kept = run.keep("evaluate", key, compare_all(exam, base, tuned, seed=recipe.train.seed))
+            beside = distillation.beside_teacher(run, recipe, chosen, tokenized, exam, trained.net, tuned)
+            kept = run.keep("evaluate", key, compare_all(exam, base, tuned, seed=recipe.train.seed) | beside)
         else:
             record["status"] = "reused"
         if recipe.tasks and recipe.mixing.compare_alone:
@@ -458,6 +467,8 @@ def evaluate(
             sit_alone = partial(train_alone, chosen, tokenized, stop)
             kept = kept | {"tasks": against_alone(run, recipe, tokenized, seen, exams, kept["tasks"], key, sit_alone)}
         kept = without_scores(kept)
+        if "distillation" in kept:
+            run.parts["distillation"] = kept["distillation"]
         run.parts["evaluation"] = kept
         run.learn(evaluation=kept)
         low, high = kept["ci95"]

@@ -176,6 +176,43 @@ class Train(Section):
     seed: int = 0
 
 
+class Student(Section):
+    """A student cut from the teacher. Without `layers`, `keep` and `mlp` the student is the recipe's `model`."""
+
+    layers: Annotated[int, Field(ge=1)] | None = None  # how many layers stay
+    keep: str = ""  # or which: "0-3,8"
+    by: Literal["even", "similarity"] = (
+        "even"  # which layers stay: at even distances, or those that change their input most
+    )
+    mlp: Annotated[float, Field(gt=0, le=1)] | None = None  # share of the MLP channels that stay, the most active ones
+
+
+class Distill(Section):
+    """Learning from a teacher; without `teacher` nothing of it happens."""
+
+    teacher: str = ""  # a model's name, folder or run, or the address of an OpenAI-compatible endpoint
+    on: Literal["answers", "probabilities", "samples"] = (
+        "probabilities"  # of the teacher, or on the student's own samples
+    )
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of jsd: near 0 like forward_kl, near 1 like reverse_kl
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of both distributions
+    alpha: Share = 0.0  # share of the plain loss; with samples, of the rows that keep their written answer
+    top_k: Annotated[int, Field(ge=1, le=256)] | None = None  # write so many probabilities once, and let the teacher go
+    student: Student = Student()
+    every: Annotated[int, Field(ge=1)] = 8  # steps between two drawings of samples
+    sample_temperature: Annotated[float, Field(ge=0)] = 1.0
+    min_score: Annotated[float, Field(ge=0, le=1)] = (
+        0.1  # answers that score less by the task's metric are not learnt, where there is a reference
+    )
+    endpoint_model: str = ""  # what the endpoint calls the teacher
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable with the endpoint's key
+    timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds for one answer
+    retries: Annotated[int, Field(ge=0)] = 5
+    parallel: Annotated[int, Field(ge=1)] = 4  # requests at once
+    time_prompts: Annotated[int, Field(ge=1)] = 24  # prompts that teacher and student answer against the clock
+
+
 class Leakage(Section):
     action: Literal["block", "drop"] = "block"  # stop the run, or drop the training rows that stand in a held-out split
 
@@ -244,6 +281,7 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     freeze: Freeze = Freeze()
     train: Train = Train()
+    distill: Distill = Distill()
     guards: Guards = Guards()
     deploy: Deploy = Deploy()
     tasks: dict[Annotated[str, Field(pattern=r"^\w+$")], OneTask] = {}  # several, in place of data, task and objective
@@ -426,7 +464,11 @@ def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Pat
         return recipe
     model = _beside(folder, recipe.model) if recipe.model.endswith(".gguf") else recipe.model
     tasks = {name: one.model_copy(update=_found(folder, one)) for name, one in recipe.tasks.items()}
-    return recipe.model_copy(update={**_found(folder, recipe), "tasks": tasks, "model": model})
+    distill = recipe.distill
+    if distill.teacher:
+        distill = distill.model_copy(update={"teacher": _beside(folder, distill.teacher)})
+    changed = {**_found(folder, recipe), "tasks": tasks, "model": model, "distill": distill}
+    return recipe.model_copy(update=changed)
 
 
 def check_tasks(values: Mapping[str, Any], where: str) -> None:

@@ -9,22 +9,30 @@ import pytest
 import torch
 
 from burnish import objectives
-from burnish.core import Seq, pack
-from burnish.model.net import Net
+from burnish.core import Divergence, Seq, pack
+from burnish.model.net import Net, Teacher
 from burnish.objectives import make_objective
+from burnish.objectives.distill import Distill
+from burnish.objectives.sft import Sft
 from burnish.train.loop import backward
 from burnish.train.optim import Optim
 
 GROUPS = 6
+KEPT = 3  # tokens that a teacher's stream keeps
+FURTHER = {  # objectives whose options ask for other outputs or streams than their defaults do
+    "sft-smoothed": Sft(label_smoothing=0.1),
+    "distill-jsd": Distill(divergence="jsd", beta=0.3, temperature=2.0, alpha=0.3),
+    "distill-reverse": Distill(divergence="reverse_kl"),
+    "distill-top": Distill(source="top", alpha=0.2),
+    "distill-spans": Distill(source="spans", alpha=0.2),
+    "distill-scores": Distill(source="scores", alpha=0.5),
+}
 
 
 def every_objective():
     names = [module.name for module in pkgutil.iter_modules(objectives.__path__)]
-    return [
-        pytest.param(objective, synthetic_groups(objective), id=name)
-        for name in names
-        for objective in [make_objective(name)]
-    ]
+    known = {name: make_objective(name) for name in names} | FURTHER
+    return [pytest.param(objective, synthetic_groups(objective), id=name) for name, objective in known.items()]
 
 
 def synthetic_groups(objective, *, weight=1.0):
@@ -48,14 +56,32 @@ def _sequence(draw, objective, y, weight):
     prompt = draw.randint(1, length - 3)
     ids = [draw.randrange(250) for _ in range(length)]
     weights = [0.0] * prompt + [weight * draw.choice([0.5, 1.0, 2.0]) for _ in range(length - prompt)]
-    streams = {name: [-draw.uniform(1, 5) for _ in ids] for name in objective.reads}
+    made = {
+        "teacher_ids": lambda: draw.sample(range(250), KEPT),
+        "teacher_shares": lambda: [draw.uniform(0, 1 / KEPT) for _ in range(KEPT)],
+        "span_ahead": lambda: 0.0,
+    }
+    streams = {name: [made.get(name, lambda: -draw.uniform(1, 5))() for _ in ids] for name in objective.reads}
     return Seq(ids, weights, y=y, tokens=streams, where=f"made.jsonl:{draw.randrange(100)}")
 
 
 @pytest.fixture
 def net_for(make_model, make_classifier, architecture):
-    """A function from an objective to a net of each family that gives what it needs."""
-    return lambda objective: Net((make_classifier if "score" in objective.needs else make_model)(architecture))
+    """A function from an objective to a net of each family that gives what it needs, beside a teacher that knows something else."""
+
+    def make(objective):
+        kind = make_classifier if "score" in objective.needs else make_model
+        net = Net(kind(architecture))
+        if objective.needs & {"divergence", "teacher_score"}:
+            teacher = kind(architecture)
+            with torch.no_grad():
+                for parameter in teacher.parameters():
+                    parameter.mul_(0.9)
+            divergence = Divergence(objective.divergence, objective.beta, objective.temperature)
+            net.teacher = Teacher(Net(teacher), divergence)
+        return net
+
+    return make
 
 
 @pytest.fixture

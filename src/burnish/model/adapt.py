@@ -99,7 +99,7 @@ def _check_targets(model: nn.Module, targets: list[str]) -> None:
             )
 
 
-def parse_layers(text: str, count: int) -> set[int]:
+def parse_layers(text: str, count: int, where: str = "freeze.layers") -> set[int]:
     """ "0-19,25" -> the set of these layer numbers. Raises RecipeError for anything else, or a number of `count` or above."""
     layers: set[int] = set()
     for part in filter(None, (piece.strip() for piece in text.split(","))):
@@ -108,7 +108,7 @@ def parse_layers(text: str, count: int) -> set[int]:
         if low > high or high >= count:
             raise RecipeError(
                 f"found {part!r}",
-                where="freeze.layers",
+                where=where,
                 expected=f"numbers and ranges from 0 to {count - 1}, such as 0-{count // 2}",
             )
         layers.update(range(low, high + 1))

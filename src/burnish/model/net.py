@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from burnish.core import Batch, Outputs
-from burnish.model import attention
-from burnish.model.head import head_logp
+from burnish.core import Batch, Divergence, Outputs
+from burnish.model import attention, soft
+from burnish.model.head import head_logp, logit_curve
 from burnish.model.regularise import noisy_embeddings
+
+OF_TOKENS = frozenset({"logp", "mean_logp", "soft_logp", "divergence"})  # outputs of the vocabulary head
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen net that reads every batch beside the student. labels: its number of each of the student's labels, for score heads."""
+
+    net: Net
+    divergence: Divergence
+    labels: tuple[int, ...] = ()
 
 
 class Net(nn.Module):
@@ -32,6 +44,8 @@ class Net(nn.Module):
         # Nats a token in bf16 and after the base lost digits, where measured.
         self.rounding: tuple[float, float] | None = None
         self.neftune = 0.0  # alpha of the noise on embeddings in training
+        self.teacher: Teacher | None = None  # whom `divergence` and `teacher_score` are measured against
+        self.temperature = 1.0  # of `soft_logp`
         self.offload = False  # keep what layers leave for the backward pass in the host's memory
         self.by_edges = attention.by_edges(self.language_model, self.device, precision)  # one kernel for all sequences
 
@@ -45,12 +59,16 @@ class Net(nn.Module):
         return next(self.model.parameters()).device
 
     def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
-        unknown = needs - {"logp", "score"}
+        unknown = needs - OF_TOKENS - {"score", "teacher_score"}
         assert not unknown, f"no net gives {unknown}"
         with self.autocast():
             hidden = self._hidden(batch)  # (R,T,d)
-            logp = self._logp(hidden, batch) if "logp" in needs else None
-        return Outputs(logp=logp, score=self._score(hidden, batch) if "score" in needs else None)
+            of_tokens = self._of_tokens(hidden, batch, needs & OF_TOKENS)
+        return Outputs(
+            **of_tokens,
+            score=self._score(hidden, batch) if "score" in needs else None,
+            teacher_score=self._teacher_score(batch) if "teacher_score" in needs else None,
+        )
 
     def _hidden(self, batch: Batch) -> Tensor:
         """(R,T,d) what the decoder makes of each token."""
@@ -100,14 +118,53 @@ class Net(nn.Module):
         scores: Tensor = head(hidden.flatten(0, 1).index_select(0, batch.last).to(head.weight.dtype))
         return scores.float()
 
-    def _logp(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(R,T,d) -> (R,T) log p(ids[t] | ids[<t]) where the weight is not 0, and 0 elsewhere."""
+    def _of_tokens(self, hidden: Tensor, batch: Batch, needs: frozenset[str]) -> dict[str, Tensor]:
+        """(R,T,d) -> (R,T) of each output of the vocabulary head where the weight is not 0, and 0 elsewhere.
+
+        logp is log p(ids[t] | ids[<t]).
+        """
+        if not needs:
+            return {}
         # (N,); a place past the end is one of a padded list, and lands in a slot that is cut off
         places = batch.trained
+        kept = places.clamp_max(batch.ids.numel() - 1)
         sources = hidden.flatten(0, 1).index_select(0, places - 1)  # (N,d)
-        targets = batch.ids.flatten()[places.clamp_max(batch.ids.numel() - 1)]  # (N,)
+        targets = batch.ids.flatten()[kept]  # (N,)
         language_model = self.language_model
         head, config = language_model.get_output_embeddings(), language_model.config.get_text_config()
-        logp = head_logp(head, config, sources, targets)
-        spread = logp.new_zeros(batch.ids.numel() + 1).scatter(0, places, logp)
-        return spread[:-1].view_as(batch.ids)
+        if needs == {"logp"}:
+            found = {"logp": head_logp(head, config, sources, targets)}
+        else:
+            measures = {name: self._measure(name, batch, kept, targets) for name in sorted(needs)}
+            found = dict(zip(measures, soft.head_measures(head, config, sources, list(measures.values())), strict=True))
+        spread = {name: x.new_zeros(batch.ids.numel() + 1).scatter(0, places, x) for name, x in found.items()}
+        return {name: x[:-1].view_as(batch.ids) for name, x in spread.items()}
+
+    def _measure(self, name: str, batch: Batch, places: Tensor, targets: Tensor) -> soft.Measure:
+        """What an output takes of each trained token's logits. places, targets: (N,) where the tokens stand, and which they are."""
+        if name == "logp":
+            return soft.target_logp(targets)
+        if name == "mean_logp":
+            return soft.mean_logp()
+        if name == "soft_logp":
+            ids, shares = (batch.tokens[stream].flatten(0, 1)[places] for stream in ("teacher_ids", "teacher_shares"))
+            return soft.soft_logp(ids.long(), shares, self.temperature)
+        assert self.teacher is not None, "there is no teacher to part from"
+        net = self.teacher.net
+        with torch.no_grad(), net.autocast():
+            hidden = net._hidden(batch).flatten(0, 1).index_select(0, places - 1)
+        return soft.from_teacher(self.teacher.divergence, hidden, net.logits)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N,d) -> (N,V) float32: all logits of some states, where there are few of them."""
+        model = self.language_model
+        head = model.get_output_embeddings()
+        return logit_curve(model.config.get_text_config())(head(hidden.to(head.weight.dtype)).float())
+
+    @torch.no_grad()
+    def _teacher_score(self, batch: Batch) -> Tensor:
+        """(S,C) float32: the teacher's scores, in the order of the student's labels."""
+        assert self.teacher is not None, "there is no teacher to part from"
+        score = self.teacher.net(batch, frozenset({"score"})).score
+        assert score is not None
+        return score[:, list(self.teacher.labels)] if self.teacher.labels else score

@@ -55,19 +55,20 @@ def smoke(
     rate: float,
     export: Callable[[Any, Path], None],
     ladder: Ladder | None = None,
+    by_heart: Tasks | None = None,
 ) -> SmokeReport:
     """Try every part of the run once; the weights are as they were when it returns.
 
     groups, chats: of each task, by its name. longest: the micro-batches of a step of the longest rows. rate: the run's learning rate.
-    export: saves the trained part into a folder and reads it back. ladder: what to give up where the longest do not fit. Raises
-    SmokeError naming the part that failed.
+    export: saves the trained part into a folder and reads it back. ladder: what to give up where the longest do not fit. by_heart: by what
+    rows are learnt by heart, where not by the tasks themselves. Raises SmokeError naming the part that failed.
     """
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained_parameters(net).items()}
     random = random_state()
     try:
         difference = max(_head_difference(net, tasks, task, rows) for task, rows in groups.items())
         tokens = _longest_step(net, tasks, longest, ladder)
-        first, last, steps = _learn_by_heart(net, tasks, groups, _optimizer(net, rate * 2, ladder))
+        first, last, steps = _learn_by_heart(net, by_heart or tasks, groups, _optimizer(net, rate * 2, ladder))
         with tempfile.TemporaryDirectory() as folder:
             export(net.model, Path(folder))
     finally:
