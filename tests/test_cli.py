@@ -108,6 +108,7 @@ def test_the_verbs_are_those_that_exist():
         "run",
         "tune",
         "distill",
+        "fewshot",
         "chat",
         "export",
         "runs",

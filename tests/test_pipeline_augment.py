@@ -163,11 +163,12 @@ def test_a_plan_asks_nobody_and_counts_the_rows(recipe):
 
 def test_a_model_that_writes_nonsense_is_told_and_its_answers_are_kept(recipe, tmp_path, monkeypatch):
     values = rewriting(recipe)  # the tiny random model
-    with pytest.raises(EndpointError, match=r"8 of 8 prompts could not be rewritten"):
+    with pytest.raises(EndpointError, match=r"\d+ of \d+ prompts could not be rewritten") as first:
         burnish.run(values, out=tmp_path, quiet=True)
     monkeypatch.setattr("burnish.rewriter._load", lambda *_: pytest.fail("it was asked again"))
-    with pytest.raises(EndpointError, match="8 of 8"):
+    with pytest.raises(EndpointError) as again:
         burnish.run(values, out=tmp_path, quiet=True)
+    assert str(again.value) == str(first.value)
 
 
 def test_the_recipes_own_model_rewrites(recipe, tmp_path, monkeypatch):

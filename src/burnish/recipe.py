@@ -474,7 +474,7 @@ def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Pat
 def check_tasks(values: Mapping[str, Any], where: str) -> None:
     """Raise RecipeError where `tasks` stands beside what it takes the place of, or holds fewer than two."""
     tasks = values.get("tasks")
-    if tasks is None:
+    if tasks is None or (tasks == {} and "data" in values):  # as a recipe of one task is spelled out
         return
     if not isinstance(tasks, Mapping) or len(tasks) < 2:
         raise RecipeError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core import Batch, Group, Seq
-from burnish.data.feed import Feed
+from burnish.data.feed import Feed, micro_batches
 from burnish.folder import write_text
 
 Write = Callable[[Sequence[int]], list[Group]]  # numbers of groups -> the same questions with the student's own answers
@@ -33,9 +33,11 @@ class OwnAnswers(Feed):
             self.step += 1
             yield self.again()
 
-    def _groups_of(self, step: int) -> list[Group]:
+    def _micro(self, step: int) -> list[Batch]:
         own = self._block(step // self.every)
-        return [own.get(index, self.groups[index]) for index in self._order(step)]
+        groups = [own.get(index, self.groups[index]) for index in self._order(step)]
+        row = self.row_tokens or max(self.micro_tokens, self.longest)
+        return list(micro_batches(groups, self.task, row_tokens=row, micro_tokens=self.micro_tokens))
 
     def _block(self, number: int) -> dict[int, Group]:
         """The sampled groups of the steps from number * every on, by their index."""
