@@ -39,8 +39,8 @@ class Schedule:
         return min(max(self.steps * batch / rows, self.least), self.most)
 
 
-# IA3 at the rate of Liu et al. 2022 (T-Few, arXiv 2205.05638). A head on features that are kept costs next to nothing a step.
-SCHEDULES = {"ia3": Schedule(200, 8, 40, 3e-3), "head": Schedule(2000, 30, 100)}
+# A head on features that are kept costs next to nothing a step.
+SCHEDULES = {"head": Schedule(2000, 30, 100)}
 TUNED = Schedule(120, 6, 20)  # any other method
 BATCH = 8
 
