@@ -196,3 +196,25 @@ def test_a_head_alone_that_was_told_to_stop_goes_on_from_its_checkpoint_to_the_s
     assert "went on from step 9" in report["training"]["notes"]
     one, other = (load_file(folder / "merged" / "model.safetensors")["score.weight"] for folder in (whole, stopped))
     assert torch.equal(one, other)
+
+
+# Options of the loss --------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_with_balanced_classes_learns_the_labels_too(recipe, tmp_path):
+    options = {"class_weights": "balanced", "focal_gamma": 1.0, "label_smoothing": 0.05}
+    report = burnish.run(recipe("lora") | {"loss": options}, out=tmp_path, quiet=True)
+    assert report["evaluation"]["tuned"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"focal": 2}, "has no option 'focal'"),
+        ({"label_smoothing": 1.5}, "label_smoothing"),
+        ({"class_weights": {"green": 1.0, "blue": 2.0}}, "blue"),
+    ],
+)
+def test_options_that_the_loss_has_not_are_refused(recipe, tmp_path, options, told):
+    with pytest.raises(RecipeError, match=told):
+        burnish.run(recipe("lora") | {"loss": options}, out=tmp_path, quiet=True)

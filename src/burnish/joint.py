@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -32,7 +33,7 @@ from burnish.scoring import scorer_for
 
 def objective_of(recipe: Recipe) -> Objective:
     """What a task's recipe wants to be learnt. Raises RecipeError where the task cannot learn so."""
-    objective = make_objective(recipe.objective)
+    objective = make_objective(recipe.objective, recipe.loss)
     if "score" in objective.needs and recipe.task.kind != "classify":
         raise RecipeError(
             f"the objective {recipe.objective} learns labels, and the task is to {recipe.task.kind}",
@@ -144,12 +145,26 @@ def starts_of(tokenized: Tokenized) -> dict[str, int]:
     return starts
 
 
+def fitted(objective: Objective, tokenized: Tokenized) -> Objective:
+    """The objective with what its options need of the training labels, such as balanced weights. Raises RecipeError."""
+    fit: Callable[..., Objective] | None = getattr(objective, "fitted", None)
+    labels = tokenized.chat.labels
+    if fit is None:
+        return objective
+    try:
+        return fit(labels, Counter(row.answer_text() for row in tokenized.train.rows))
+    except ValueError as error:
+        expected = f"a weight for each of: {', '.join(labels)}"
+        raise RecipeError(str(error), where="loss.class_weights", expected=expected) from error
+
+
 def tasks_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> dict[str, tuple[Objective, float]]:
     """Task -> its objective and 1: its mean loss counts by its part of a step's groups already, which goes by its share."""
     starts, width = starts_of(tokenized), len(tokenized.chat.labels)
     found: dict[str, tuple[Objective, float]] = {}
     for name, objective in chosen.objectives.items():
         own = len(tokenized.tasks[name].chat.labels)
+        objective = fitted(objective, tokenized.tasks[name])
         objective = Sliced(objective, starts[name], starts[name] + own) if 0 < own < width else objective
         found[name] = objective, 1.0
     return found

@@ -46,7 +46,7 @@ Optimizer = Annotated[Literal["auto", "adamw", "adamw8bit"], BeforeValidator(_ow
 Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 MAIN = "main"  # the name of the task of a recipe without `tasks`
-OF_ONE = {"data", "task", "objective"}  # keys that each of several tasks has for itself
+OF_ONE = {"data", "task", "objective", "loss"}  # keys that each of several tasks has for itself
 
 
 class Section(BaseModel):
@@ -233,6 +233,7 @@ class OneTask(Section):
     data: Data
     task: Task = Task.model_validate({})
     objective: str = "sft"
+    loss: dict[str, Any] = {}  # as a recipe of one task has it
     weight: Annotated[float, Field(gt=0)] = 1.0  # times its share by the mixing
 
 
@@ -278,6 +279,7 @@ class Recipe(Section):
     task: Task = Task.model_validate({})
     data: Data
     objective: str = "sft"
+    loss: dict[str, Any] = {}  # options of the objective, such as label_smoothing; one that it has not is refused
     adapter: Adapter = Adapter()
     freeze: Freeze = Freeze()
     train: Train = Train()
@@ -310,7 +312,7 @@ class Recipe(Section):
             return {MAIN: self}
         return {
             name: self.model_copy(
-                update={"data": one.data, "task": one.task, "objective": one.objective, "tasks": {}, "mixing": Mixing()}
+                update={**{key: getattr(one, key) for key in OF_ONE}, "tasks": {}, "mixing": Mixing()},
             )
             for name, one in self.tasks.items()
         }
