@@ -129,38 +129,49 @@ class Endpoint:
         raise AssertionError("the last attempt returns or raises")
 
     def _once(self, body: Mapping[str, Any]) -> str:
-        address = self.url.rstrip("/")
-        address = address if address.endswith("/chat/completions") else f"{address}/chat/completions"
-        headers = {"Content-Type": "application/json"}
-        if self.key_env:
-            headers["Authorization"] = f"Bearer {os.environ[self.key_env]}"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                return _answer_of(reply.read(), self.url)
-        except urllib.error.HTTPError as error:
-            raise _refused(error, self) from error
-        except TimeoutError as error:
-            raise self._late() from error
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise self._late() from error
-            nobody = isinstance(error.reason, ConnectionRefusedError | socket.gaierror)
-            raise EndpointError(
-                f"it cannot be reached: {error.reason}",
-                where=self.url,
-                expected="an endpoint that answers there",
-                hint=f"curl {self.url.rstrip('/')}/models   shows whether one does",
-                again=not nobody,
-                for_all=nobody,
-            ) from error
-        except (ValueError, http.client.InvalidURL) as error:
-            raise EndpointError(f"this is no address: {error}", where=self.url, for_all=True) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise EndpointError(f"the connection broke off: {error}", where=self.url, again=True) from error
+        key = os.environ[self.key_env] if self.key_env else ""
+        refused = f"export {self.key_env}=...   the key was refused" if self.key_env else "name the variable of a key"
+        absent = f"is the model {self.model!r} served there, and does the address end in /v1?"
+        hints = {401: refused, 403: refused, 404: absent, 405: absent}
+        return _answer_of(send(self.url, body, key=key, timeout=self.timeout, hints=hints), self.url)
 
-    def _late(self) -> EndpointError:
-        return EndpointError(f"no answer within {self.timeout:g} s", where=self.url, expected="one", again=True)
+
+def send(url: str, body: Mapping[str, Any], *, key: str, timeout: float, hints: Mapping[int, str]) -> bytes:
+    """What the endpoint sends back, asked once. hints: what to do about an HTTP status that it refuses with.
+
+    Raises EndpointError for everything else, without the key in it.
+    """
+    address = url.rstrip("/")
+    address = address if address.endswith("/chat/completions") else f"{address}/chat/completions"
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
+            return reply.read()  # type: ignore[no-any-return]
+    except urllib.error.HTTPError as error:
+        raise _refused(error, url, key, hints) from error
+    except TimeoutError as error:
+        raise _late(url, timeout) from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise _late(url, timeout) from error
+        nobody = isinstance(error.reason, ConnectionRefusedError | socket.gaierror)
+        raise EndpointError(
+            f"it cannot be reached: {error.reason}",
+            where=url,
+            expected="an endpoint that answers there",
+            hint=f"curl {url.rstrip('/')}/models   shows whether one does",
+            again=not nobody,
+            for_all=nobody,
+        ) from error
+    except (ValueError, http.client.InvalidURL) as error:
+        raise EndpointError(f"this is no address: {error}", where=url, for_all=True) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise EndpointError(f"the connection broke off: {error}", where=url, again=True) from error
+
+
+def _late(url: str, timeout: float) -> EndpointError:
+    return EndpointError(f"no answer within {timeout:g} s", where=url, expected="one", again=True)
 
 
 def _answer_of(reply: bytes, url: str) -> str:
@@ -177,25 +188,24 @@ def _answer_of(reply: bytes, url: str) -> str:
     return answer.strip()
 
 
-def _refused(error: urllib.error.HTTPError, endpoint: Endpoint) -> EndpointError:
+def _refused(error: urllib.error.HTTPError, url: str, key: str, hints: Mapping[int, str]) -> EndpointError:
     said = ""
     with contextlib.suppress(OSError):
         said = error.read(2000).decode(errors="replace")
-    key = os.environ.get(endpoint.key_env, "") if endpoint.key_env else ""
     said = " ".join((said.replace(key, "***") if key else said).split())[:200]
-    pause = error.headers.get("Retry-After", "") if error.headers else ""
-    hint = ""
-    if error.code in (401, 403):
-        hint = (
-            f"export {endpoint.key_env}=...   the key was refused" if endpoint.key_env else "name the variable of a key"
-        )
-    elif error.code in (404, 405):
-        hint = f"is the model {endpoint.model!r} served there, and does the address end in /v1?"
     return EndpointError(
         f"HTTP {error.code} {error.reason}{f': {said}' if said else ''}",
-        where=endpoint.url,
-        hint=hint,
+        where=url,
+        hint=hints.get(error.code, ""),
+        status=error.code,
         again=error.code in AGAIN,
         for_all=error.code in FOR_ALL,
-        pause=float(pause) if pause.isdigit() else 0.0,
+        pause=_seconds(error.headers.get("Retry-After") if error.headers else None),
     )
+
+
+def _seconds(header: str | None) -> float:
+    try:
+        return float(header or 0)
+    except ValueError:  # a date: the usual pause will do
+        return 0.0

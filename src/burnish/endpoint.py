@@ -1,24 +1,19 @@
-"""An OpenAI-compatible endpoint: asked several things at once, patiently, and never the same thing twice."""
+"""A teacher behind an OpenAI-compatible endpoint: what it answers, with the probabilities of its tokens where they are asked for."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from burnish.errors import ModelError
-
-LONGEST_WAIT = 60.0  # seconds between two tries, whatever the endpoint asks for
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # HTTP codes after which trying again may help
+from burnish.completions import LONGEST_WAIT, send
+from burnish.errors import EndpointError, ModelError
 
 
 @dataclass(frozen=True)
@@ -111,38 +106,22 @@ class Endpoint:
 
     def one(self, body: dict[str, Any]) -> Reply:
         """One reply, however many tries it takes. Raises ModelError."""
+        key = os.environ.get(self.key_variable, "")
         for attempt in range(self.retries + 1):
-            asked_to_wait = 0.0
+            pause = 0.0
             try:
-                return self._reply(self._post(body), body)
-            except urllib.error.HTTPError as error:
-                said = error.read(2000).decode("utf-8", "replace").strip()
-                failure = f"it refuses with HTTP {error.code}: {' '.join(said.split())[:200] or error.reason}"
-                if error.code not in PASSING:
-                    raise self._error(failure, hint=self._hint(error.code)) from error
-                asked_to_wait = _seconds(error.headers.get("Retry-After"))
-            except TimeoutError:
-                failure = f"it gave no answer within {self.timeout:g} s"
-            except (OSError, http.client.HTTPException) as error:
-                reason = getattr(error, "reason", error)
-                late = isinstance(reason, TimeoutError)
-                failure = f"it gave no answer within {self.timeout:g} s" if late else f"it cannot be reached: {reason}"
+                return self._reply(send(self.url, body, key=key, timeout=self.timeout, hints=self._hints(key)), body)
+            except EndpointError as error:
+                if error.status and not error.again:
+                    raise self._error(f"it refuses with {error.found}", hint=error.hint) from error
+                failure, pause = error.found, error.pause
             except _NoReply as error:
                 failure = f"what it answers is no reply: {error}"
-            wait = min(max(self.backoff * 2**attempt, asked_to_wait), LONGEST_WAIT)
+            wait = min(max(self.backoff * 2**attempt, pause), LONGEST_WAIT)
             if attempt < self.retries and self._stopped.wait(wait):
                 break
         tries = f" ({self.retries + 1} tries)" if self.retries else ""
         raise self._error(failure + tries, hint="typed again, the run goes on: the answers that came are kept")
-
-    def _post(self, body: dict[str, Any]) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.key_variable):
-            headers["Authorization"] = f"Bearer {key}"
-        address = f"{self.url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            return response.read()  # type: ignore[no-any-return]
 
     def _reply(self, raw: bytes, body: dict[str, Any]) -> Reply:
         try:
@@ -165,11 +144,10 @@ class Endpoint:
             raise self._error("it gives no log-probabilities", hint="distill: {on: answers}   needs nothing but text")
         return Reply(text, choice.get("finish_reason") != "length", tokens)
 
-    def _hint(self, code: int) -> str:
-        if code in (401, 403):
-            set_or_not = "is set" if os.environ.get(self.key_variable) else "is not set"
-            return f"export {self.key_variable}=...   ({set_or_not}); distill.key_variable names another"
-        return "--set distill.endpoint_model=NAME" if code == 404 else ""
+    def _hints(self, key: str) -> dict[int, str]:
+        set_or_not = "is set" if key else "is not set"
+        refused = f"export {self.key_variable}=...   ({set_or_not}); distill.key_variable names another"
+        return {401: refused, 403: refused, 404: "--set distill.endpoint_model=NAME"}
 
     def _error(self, found: str, *, hint: str) -> ModelError:
         return ModelError(
@@ -179,10 +157,3 @@ class Endpoint:
 
 class _NoReply(Exception):
     pass
-
-
-def _seconds(header: str | None) -> float:
-    try:
-        return float(header or 0)
-    except ValueError:  # a date: the backoff will do
-        return 0.0

@@ -89,16 +89,24 @@ class CheckpointError(BurnishError, RuntimeError):
 class EndpointError(BurnishError, RuntimeError):
     """A model behind an endpoint does not answer, or answers nonsense. where: its address.
 
-    again: whether to ask once more may help, after `pause` seconds at the least. for_all: whether any other question would fail too.
+    status: of HTTP, 0 where there was none. again: whether to ask once more may help, after `pause` seconds at the least. for_all: whether
+    any other question would fail too.
     """
 
     exit_code = 3
 
     def __init__(
-        self, found: str, *, again: bool = False, for_all: bool = False, pause: float = 0.0, **said: str
+        self,
+        found: str,
+        *,
+        status: int = 0,
+        again: bool = False,
+        for_all: bool = False,
+        pause: float = 0.0,
+        **said: str,
     ) -> None:
         super().__init__(found, **said)
-        self.again, self.for_all, self.pause = again, for_all, pause
+        self.status, self.again, self.for_all, self.pause = status, again, for_all, pause
 
 
 class Interrupted(BurnishError, RuntimeError):
