@@ -258,10 +258,7 @@ def answers_of_teacher(
             "plain text asks nothing", where="data.train", expected="rows with a question", hint="--on probabilities"
         )
     questions = [row.turns if isinstance(row, Prompt) else question_and_answer(row)[0] for row in asked]
-    system = () if not chat.system else (Turn("system", chat.system),)
-    conversations = [
-        turns if any(turn.role == "system" for turn in turns) else (*system, *turns) for turns in questions
-    ]
+    conversations = [chat.with_system(turns) for turns in questions]
     room = room_for_answers(recipe, chosen, asked)
     answers = Answers(run.folder / "teacher" / "answers.jsonl")
     replies = _ask(run, recipe, chosen, conversations, answers, room)
@@ -675,12 +672,8 @@ def _endpoint_sits(
     if exam.scorer is None:
         raise RecipeError("plain text asks nothing", where="data.test", expected="rows with a question")
     endpoint, chat = endpoint_of(recipe), tokenized.chat
-    system = () if not chat.system else (Turn("system", chat.system),)
     asked = [question_and_answer(row)[0] for row in tokenized.test.rows]
-    messages = [
-        [turn.as_json() for turn in (turns if any(t.role == "system" for t in turns) else (*system, *turns))]
-        for turns in asked
-    ]
+    messages = [[turn.as_json() for turn in chat.with_system(turns)] for turns in asked]
     kept = Answers(run.folder / "teacher" / "answers.jsonl")
     replies = endpoint.ask(messages, kept, max_tokens=exam.max_new_tokens)
     answers = [reply.text for reply in replies]

@@ -277,13 +277,11 @@ def decide(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> me
 def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> Tried:
     """4: load the model, make it trainable, and try every part of the run before the run."""
     with run.step("smoke") as record:
-        torch.manual_seed(recipe.train.seed)
         head = head_of(recipe, chosen, tokenized.chat)
         key = key_of(chosen.key, learnt(recipe), asdict(settings))
         kept = run.kept("smoke", key)
         settings = memory.Settings(**kept["settings"]) if kept else settings
-        net = load_net(recipe, chosen, settings, head, [] if kept else rows_to_round_on(chosen, tokenized))
-        distillation.seat_teacher(recipe, chosen, net, tokenized.chat.labels)
+        net = net_to_train(recipe, chosen, tokenized, settings, [] if kept else rows_to_round_on(chosen, tokenized))
         if kept is None:
             feed = make_feed(recipe, tokenized, settings)
             ladder = make_ladder(run, recipe, net, settings, feed)
@@ -317,6 +315,16 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
                 f"; {settings.precision} makes the loss {after:.4f} where bf16 has {before:.4f} ({after / before - 1:+.2%})"
             )
         return Tried(net, settings, kept["ladder"])
+
+
+def net_to_train(
+    recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings, rows: Sequence[Group] = ()
+) -> Net:
+    """The net at its first step, its teacher beside it where there is one. rows: as `load_net` has them."""
+    torch.manual_seed(recipe.train.seed)
+    net = load_net(recipe, chosen, settings, head_of(recipe, chosen, tokenized.chat), rows)
+    distillation.seat_teacher(recipe, chosen, net, tokenized.chat.labels)
+    return net
 
 
 def rows_to_round_on(chosen: Chosen, tokenized: Tokenized, count: int = 32) -> list[Group]:

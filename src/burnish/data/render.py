@@ -61,7 +61,7 @@ class Chat:
         """
         if isinstance(row, Text):
             return self._render_text(row)
-        turns, tools = self._with_system(conversation_of(row)), getattr(row, "tools", ())
+        turns, tools = self.with_system(conversation_of(row)), getattr(row, "tools", ())
         answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
         whole, spans = self._spans(row, turns, answers, tools)
         if spans is not None:
@@ -84,7 +84,7 @@ class Chat:
 
     def prompt(self, turns: Turns, tools: Sequence[Any] = ()) -> list[int]:
         """The ids after which the model answers: the conversation so far and the opening of the assistant's turn."""
-        return self._encode(self._template(self._with_system(turns), tools, opened=True))[0]
+        return self._encode(self._template(self.with_system(turns), tools, opened=True))[0]
 
     def show(self, seq: Seq) -> str:
         """The sequence as text, its trained tokens between double angle marks: what `data check` and the smoke step print."""
@@ -103,7 +103,8 @@ class Chat:
         pieces = [ids[start : start + self.max_length] for start in range(0, len(ids), self.max_length)]
         return [Seq(piece, [1.0] * len(piece), where=row.where) for piece in pieces if len(piece) > 1]
 
-    def _with_system(self, turns: Turns) -> Turns:
+    def with_system(self, turns: Turns) -> Turns:
+        """The turns as the model is asked them: after the system prompt, unless they bring their own."""
         if not self.system or any(turn.role == "system" for turn in turns):
             return turns
         return (Turn("system", self.system), *turns)

@@ -18,6 +18,7 @@ import torch
 from burnish import pipeline
 from burnish.data.render import Chat, system_prompt
 from burnish.data.rows import Row
+from burnish.distillation import cut_student
 from burnish.errors import RecipeError
 from burnish.evaluate.runner import Exam, Sitting, make_items
 from burnish.few_shot.prepare import (
@@ -91,6 +92,7 @@ def tune(study: Study, method: str, adapter: Adapter, k: int, seed: int, file: s
     chosen = pipeline.choose(run, recipe)
     guarded = pipeline.clean(run, recipe, chosen)
     tokenized = pipeline.tokenize(run, recipe, chosen, guarded)
+    chosen = cut_student(run, recipe, chosen, tokenized)
     settings = pipeline.decide(run, recipe, chosen, tokenized)
     tried = pipeline.try_out(run, recipe, chosen, tokenized, settings)
     exams = pipeline.define_metric(run, recipe, tokenized, guarded)

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from burnish.distillation import cut_student
 from burnish.errors import Interrupted, RecipeError, TrainingError
 from burnish.evaluate import charts
 from burnish.evaluate.report import printable, render_page
 from burnish.folder import Run, locked, now, write_text
 from burnish.guards import Evidence
-from burnish.parts import TASK, make_feed, make_optimizer
+from burnish.joint import tasks_of
+from burnish.parts import make_feed, make_optimizer
 from burnish.pipeline import choose, clean, decide, make_ladder, tokenize, try_out
 from burnish.progress import Progress
 from burnish.recipe import Recipe
@@ -60,6 +62,7 @@ def range_test(recipe: Recipe, folder: Path, name: str, progress: Progress, *, s
         with locked(folder / "data.lock"):
             chosen = choose(run, recipe)
             tokenized = tokenize(run, recipe, chosen, clean(run, recipe, chosen))
+            chosen = cut_student(run, recipe, chosen, tokenized)
         tried = try_out(run, recipe, chosen, tokenized, decide(run, recipe, chosen, tokenized))
         usual = auto_learning_rate(chosen.config.get_text_config().hidden_size, recipe.adapter.method, steps)
         growth = math.log(ABOVE / BELOW) / (steps - 1)
@@ -70,7 +73,7 @@ def range_test(recipe: Recipe, folder: Path, name: str, progress: Progress, *, s
         feed = make_feed(longer, tokenized, settings)
         optim = make_optimizer(longer, tried.net, settings, lambda step: BELOW * math.exp(growth * step))
         watch = Watch()
-        tasks = {TASK: (chosen.objective, 1.0)}
+        tasks = tasks_of(recipe, chosen, tokenized)
         ladder = make_ladder(run, longer, tried.net, settings, feed, optim)
         try:
             ended = fit(tried.net, tasks, feed, optim, [watch, stop], ladder)

@@ -7,17 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from burnish.data.split import Guarded
+from burnish.distillation import cut_student
 from burnish.errors import RecipeError
 from burnish.folder import Run
 from burnish.guards import Evidence
-from burnish.parts import Chosen, Tokenized, Trained, Tried, head_of, load_net, settle
-from burnish.pipeline import choose, clean, decide, define_metric, tokenize, train, try_out
+from burnish.parts import Chosen, Tokenized, Trained, Tried, settle
+from burnish.pipeline import choose, clean, decide, define_metric, net_to_train, tokenize, train, try_out
 from burnish.progress import Progress
 from burnish.recipe import Recipe
-from burnish.train import memory
 from burnish.train.hooks import Judge, StopSignal, Validation
 
 PRUNED = "pruned: "  # how the reason of an early end begins that a study asked for
@@ -58,6 +56,7 @@ def gather(run: Run, recipe: Recipe) -> Material:
         )
     locked = replace(guarded, test=[])
     tokenized = tokenize(run, recipe, chosen, locked)
+    chosen = cut_student(run, recipe, chosen, tokenized)
     metric = define_metric(run, recipe, tokenized, locked)["validation"].metric
     return Material(chosen, guarded, locked, tokenized, metric)
 
@@ -89,15 +88,13 @@ def run_trial(
     if any(key in EARLY or key.split(".")[0] not in LATE for key in changed):
         tokenized = tokenize(run, recipe, chosen, material.open)
     settings = decide(run, recipe, chosen, tokenized)
-    tried = (try_out if first else _untried)(run, recipe, chosen, tokenized, settings)
+    if first:
+        tried = try_out(run, recipe, chosen, tokenized, settings)
+    else:
+        tried = Tried(net_to_train(recipe, chosen, tokenized, settings), settings, [])
     exams = define_metric(run, recipe, tokenized, material.open)
     trained = train(run, recipe, chosen, tokenized, tried, exams, stop, judge)
     looks = [Validation(**look) for look in trained.report["validations"]]
     best = next(look for look in looks if look.step == trained.report["best_step"])
     _, _, pruned = trained.report["stopped"].partition(PRUNED)
     return Outcome(best, looks, pruned, trained)
-
-
-def _untried(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> Tried:
-    torch.manual_seed(recipe.train.seed)
-    return Tried(load_net(recipe, chosen, settings, head_of(recipe, chosen, tokenized.chat)), settings, [])

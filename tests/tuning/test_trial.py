@@ -1,0 +1,38 @@
+"""A trial is set up as a run is: with its teacher, the student that is cut from it, and a loss that knows the labels."""
+
+from __future__ import annotations
+
+import burnish
+from burnish.folder import Run
+from burnish.guards import Evidence
+from burnish.progress import Progress
+from burnish.recipe import make_recipe
+from burnish.train.hooks import StopSignal
+from burnish.tuning.trial import gather, run_trial
+from tiny_runs import asked_and_answered, questions, recipe_of, write_rows
+
+FEW = {"epochs": 1, "max_steps": 4, "learning_rate": 0.003}
+
+
+def test_a_trial_with_a_teacher_trains_the_student_that_is_cut_from_it(model_folder, tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", asked_and_answered())
+    burnish.run(recipe_of(model_folder(), file, train=FEW), out=tmp_path / "teacher", quiet=True)
+    distill = {"teacher": str(tmp_path / "teacher"), "student": {"layers": 2}}
+    values = recipe_of(model_folder(), file, train=FEW, objective="distill", distill=distill)
+    recipe = make_recipe(values | {"adapter": {"method": "full"}})
+    material = gather(Run(tmp_path / "study", Progress(quiet=True), Evidence(recipe), "study"), recipe)
+    outcome = run_trial(tmp_path / "trial", recipe, material, changed={}, stop=StopSignal())
+    net = outcome.trained.net
+    assert net.language_model.config.num_hidden_layers == 2
+    assert net.teacher is not None
+    assert outcome.trained.report["steps"] == 4
+
+
+def test_the_test_of_rates_takes_a_loss_that_weighs_classes(model_folder, tmp_path):
+    labels = ("green", "green", "red")
+    rows = [{"text": f"{labels[n % 3]} {q}", "label": labels[n % 3]} for n, q in enumerate(questions(90))]
+    file, task = write_rows(tmp_path / "rows.jsonl", rows), {"kind": "classify", "goal": "Say the colour."}
+    values = recipe_of(model_folder(), file, task=task, objective="classify", loss={"class_weights": "balanced"})
+    found = burnish.lr_range(values, steps=20, out=tmp_path / "range", quiet=True)
+    assert found["usual"] > 0
+    assert (tmp_path / "range" / "lr-range.json").is_file()
