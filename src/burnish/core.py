@@ -104,10 +104,12 @@ class Outputs:
 
     logp: (R,T) float32, log p(ids[t] | ids[<t]) within the sequence; 0 where the weight is 0.
     score: (S,C) float32, what the score head makes of each sequence's last token.
+    token_score: (R,T,C) float32, what the score head makes of each token.
     """
 
     logp: Tensor | None = None
     score: Tensor | None = None
+    token_score: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from burnish.core import Group, Objective
-from burnish.data.classes import Classes
 from burnish.data.feed import Feed, total_steps
 from burnish.data.render import Chat, Rendered, system_prompt
 from burnish.data.split import Guarded
 from burnish.errors import RecipeError
 from burnish.evaluate.runner import Exam, Item, make_items
 from burnish.evaluate.scored import ScoredExam
+from burnish.heads import chat_for, fitted
+from burnish.heads import labels_of as labels_of_rows
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
 from burnish.model.fast import accelerate
@@ -110,14 +111,24 @@ def chat_of(recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Chat:
     """What turns rows into ids: a conversation to continue, or a text for a score head to name the class of."""
     labels = labels_of(recipe, guarded)
     system = system_prompt(recipe.task.goal, labels)
-    if "score" in chosen.objective.needs:
-        return Classes(chosen.tokenizer, labels, system=system, max_length=recipe.train.max_length)
+    if {"score", "token_score"} & chosen.objective.needs:
+        how = {"system": system, "max_length": recipe.train.max_length}
+        return chat_for(recipe.task.kind, chosen.tokenizer, labels, guarded.train, **how)
     return Chat(chosen.tokenizer, system=system, max_length=recipe.train.max_length)
 
 
 def head_of(recipe: Recipe, chosen: Chosen, chat: Chat) -> Head | None:
     """The score head that the rows are rendered for; None for a model that writes."""
-    return Head(chat.labels, chosen.tokenizer.pad_token_id, recipe.train.seed) if chat.labels else None
+    if not chat.labels:
+        return None
+    pad, seed = chosen.tokenizer.pad_token_id, recipe.train.seed
+    return Head(chat.labels, pad, seed, chat.kind, mean=chat.mean, spread=chat.spread)
+
+
+def learning_from(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> Chosen:
+    """The objective knows the training labels where an option of it asks for them, such as balanced class weights."""
+    own = fitted(chosen.objective, recipe.task.kind, tokenized.chat.labels, tokenized.train.rows)
+    return replace(chosen, objective=own)
 
 
 def load_net(
@@ -247,12 +258,12 @@ def workload(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) ->
     )
 
 
-def make_exams(recipe: Recipe, tokenized: Tokenized, scorer: Scorer | None) -> dict[str, Exam]:
+def make_exams(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, scorer: Scorer | None) -> dict[str, Exam]:
     """The exam of each held-out split, and `base`, which the base model sits: the test's, or the same questions to be answered in text."""
     chat, row_tokens = tokenized.chat, recipe.train.max_length
-    longest = max(
-        (len(chat.tokenizer(one)["input_ids"]) for one in chat.labels), default=tokenized.train.longest_answer
-    )
+    said = [row.answer_text() for row in tokenized.train.rows] if chat.labels else []
+    longest = max((len(chat.tokenizer(one)["input_ids"]) for one in said), default=tokenized.train.longest_answer)
+    head = head_of(recipe, chosen, chat)
     room = recipe.task.max_new_tokens or min(512, longest * 5 // 4 + 8)
 
     def items_of(split: str, chat: Chat) -> list[Item]:
@@ -262,9 +273,7 @@ def make_exams(recipe: Recipe, tokenized: Tokenized, scorer: Scorer | None) -> d
     for split in ("validation", "test"):
         items = items_of(split, chat)
         exams[split] = (
-            ScoredExam(items, scorer, room, row_tokens, chat.labels)
-            if chat.labels
-            else Exam(items, scorer, room, row_tokens)
+            ScoredExam(items, scorer, room, row_tokens, head) if head else Exam(items, scorer, room, row_tokens)
         )
     if not chat.labels:
         return exams | {"base": exams["test"]}
@@ -273,10 +282,8 @@ def make_exams(recipe: Recipe, tokenized: Tokenized, scorer: Scorer | None) -> d
 
 
 def labels_of(recipe: Recipe, guarded: Guarded) -> list[str]:
-    """The labels of a classification, from the recipe or from the training rows; none for other tasks."""
-    if recipe.task.kind != "classify":
-        return []
-    return recipe.task.labels or sorted({row.answer_text() for row in guarded.train})
+    """The labels to choose from, from the recipe or from the training rows; none for other tasks and for numbers."""
+    return labels_of_rows(recipe, guarded.train)
 
 
 def read_schema(schema: dict[str, Any] | str | None) -> dict[str, Any] | None:

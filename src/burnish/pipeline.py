@@ -26,14 +26,15 @@ from burnish.data.ledger import Ledger
 from burnish.data.prepare import prepare
 from burnish.data.render import render_rows
 from burnish.data.split import Guarded
-from burnish.errors import DataGuardError, RecipeError, RowError, TrainingError
+from burnish.errors import DataGuardError, RowError, TrainingError
 from burnish.evaluate.report import write_html
 from burnish.evaluate.runner import Exam, Sitting, check_answerable, compare
 from burnish.evaluate.verdict import judge
 from burnish.folder import Run, cut_back, files_key, key_of, now, write_text
 from burnish.guards import Evidence, check_all
+from burnish.heads import check_kind, label_counts, span_of
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
-from burnish.model.load import find_model, load_config, load_tokenizer
+from burnish.model.load import Head, find_model, load_config, load_tokenizer
 from burnish.model.net import Net
 from burnish.model.quantize import quantize
 from burnish.model.sample import Sampler
@@ -48,6 +49,7 @@ from burnish.parts import (
     chat_of,
     head_of,
     labels_of,
+    learning_from,
     load_net,
     make_exams,
     make_feed,
@@ -85,10 +87,11 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
             chosen = choose(run, recipe)
             guarded = clean(run, recipe, chosen)
             tokenized = tokenize(run, recipe, chosen, guarded)
+            chosen = learning_from(recipe, chosen, tokenized)
             settings = decide(run, recipe, chosen, tokenized)
             tried = try_out(run, recipe, chosen, tokenized, settings)
             set_up(run, recipe, chosen, tokenized, tried.settings)
-            exams = define_metric(run, recipe, tokenized, guarded)
+            exams = define_metric(run, recipe, chosen, tokenized, guarded)
             trained = train(run, recipe, chosen, tokenized, tried, exams, stop)
             evaluate(run, recipe, chosen, tokenized, trained, exams)
             deploy(run, recipe, chosen, tokenized, trained)
@@ -116,14 +119,8 @@ def plan_recipe(recipe: Recipe) -> Plan:
 def choose(run: Run, recipe: Recipe) -> Chosen:
     """1: the model, its tokenizer, the objective and the files of examples."""
     with run.step("choose") as record:
-        objective = make_objective(recipe.objective)
-        if "score" in objective.needs and recipe.task.kind != "classify":
-            raise RecipeError(
-                f"the objective {recipe.objective} learns labels, and the task is to {recipe.task.kind}",
-                where="task.kind",
-                expected="classify",
-                hint="--set task.kind=classify   or --set objective=sft",
-            )
+        objective = make_objective(recipe.objective, recipe.loss)
+        check_kind(recipe, objective)
         source = find_model(recipe.model)
         config = load_config(source, trust_remote_code=recipe.trust_remote_code)
         tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
@@ -180,7 +177,10 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
                 {split: run.read_rows(split) for split in ("train", "validation", "test")}, kept["matches"]
             )
         rows = {split: len(getattr(guarded, split)) for split in ("train", "validation", "test")}
-        labels = Counter(row.answer_text() for row in guarded.train) if recipe.task.kind == "classify" else Counter()
+        labels = Counter[str]()
+        if recipe.task.kind in ("classify", "multilabel"):
+            labels = label_counts(recipe.task.kind, guarded.train)
+            del labels[""]
         run.parts["data"] = {**kept["data"], **rows, **({"labels": dict(labels.most_common())} if labels else {})}
         run.learn(
             rows=rows,
@@ -231,7 +231,9 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
             "lengths": lengths,
         }
         share = train.trained / train.tokens
-        learnt = f"{len(chat.labels)} labels" if chat.labels else f"{train.trained:,} of them trained ({share:.0%})"
+        learnt = f"{train.trained:,} of them trained ({share:.0%})"
+        if chat.labels:
+            learnt = "a number for each text" if chat.kind == "regress" else f"{len(chat.labels)} labels"
         record["summary"] = f"{train.tokens:,} tokens, {learnt}, {train.truncated} sequences cut"
         return Tokenized(chat, train, validation, test)
 
@@ -319,18 +321,15 @@ def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, setti
         )
 
 
-def define_metric(run: Run, recipe: Recipe, tokenized: Tokenized, guarded: Guarded) -> dict[str, Exam]:
+def define_metric(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, guarded: Guarded) -> dict[str, Exam]:
     """6: what a good answer is, as an exam over the validation rows, one over the locked test rows, and the base model's own."""
     with run.step("metric") as record:
         task = recipe.task
         answered = check_answerable([*tokenized.validation.rows, *tokenized.test.rows])
         labels = labels_of(recipe, guarded)
-        scorer = (
-            scorer_for(task.kind, task.metric, schema=read_schema(task.json_schema), labels=labels)
-            if answered
-            else None
-        )
-        exams = make_exams(recipe, tokenized, scorer)
+        told: dict[str, Any] = {"labels": labels, "span": span_of(task.kind, guarded.train)}
+        scorer = scorer_for(task.kind, task.metric, schema=read_schema(task.json_schema), **told) if answered else None
+        exams = make_exams(recipe, chosen, tokenized, scorer)
         metric = exams["test"].metric
         run.parts["task"] |= {"metric": metric}
         sizes = f"{len(exams['validation'].items)} questions to validate with, {len(exams['test'].items)} locked"
@@ -411,13 +410,18 @@ def evaluate(
         )
         kept = run.kept("evaluate", key)
         if kept is None:
+            exam = exam.learning_from(exams["validation"], lambda one: sit(run, one, trained.net, tokenized, "tuned"))
             tuned = sit(run, exam, trained.net, tokenized, "tuned")
             with base_of(recipe, chosen, trained.net) as base_net:
                 base = sit(run, exams["base"], base_net, tokenized, "base")
-            kept = run.keep("evaluate", key, compare(exam, base, tuned, seed=recipe.train.seed))
+            found = compare(exam, base, tuned, seed=recipe.train.seed) | exam.details(tuned)
+            kept = run.keep("evaluate", key, found)
         else:
             record["status"] = "reused"
         run.parts["evaluation"] = kept
+        if head := kept.get("head"):  # which now knows its temperature and thresholds
+            run.parts["model"]["head"] = head
+            Head.restored(head).note(trained.net.language_model.config)
         run.learn(evaluation=kept)
         low, high = kept["ci95"]
         record["summary"] = (
@@ -430,7 +434,7 @@ def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, train
     """9: files that load anywhere, held against the model that was evaluated, and a card."""
     with run.step("deploy") as record:
         wanted = [name for name in recipe.deploy.export if name == "merged" or recipe.adapter.method != "full"]
-        key = key_of(trained.key, trained.report["best_step"], wanted)
+        key = key_of(trained.key, trained.report["best_step"], wanted, run.parts["model"]["head"])
         kept = run.kept("deploy", key)
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):
             groups = (tokenized.test.groups or tokenized.train.groups)[:PARITY_ITEMS]

@@ -14,26 +14,45 @@ from burnish.model.net import Net
 from burnish.objectives import make_objective
 from burnish.train.loop import backward
 from burnish.train.optim import Optim
+from tiny_runs import LABELS
 
 GROUPS = 6
+
+
+# Options of an objective that change its loss: each is held to the same properties.
+OPTIONS = {
+    "classify": [{"class_weights": [0.5, 3.0, 1.0]}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}],
+    "multilabel": [{"class_weights": [0.5, 3.0, 1.0]}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}],
+    "regress": [{"huber_delta": 0.5}],
+    "tag": [{"class_weights": [0.5, 3.0, 1.0], "focal_gamma": 2.0, "label_smoothing": 0.1}],
+}
+NOBODY = {"regress": float("nan")}  # the y of a sequence that has no answer, where it is not -1
 
 
 def every_objective():
     names = [module.name for module in pkgutil.iter_modules(objectives.__path__)]
     return [
-        pytest.param(objective, synthetic_groups(objective), id=name)
+        pytest.param(objective, synthetic_groups(objective), id="-".join([name, *(options or {})]))
         for name in names
-        for objective in [make_objective(name)]
+        for options in [None, *OPTIONS.get(name, [])]
+        for objective in [make_objective(name, options)]
     ]
+
+
+def name_of(objective):
+    return type(objective).__module__.rsplit(".", 1)[-1]
+
+
+def scored(objective):
+    return bool({"score", "token_score"} & objective.needs)
 
 
 def synthetic_groups(objective, *, weight=1.0):
     """Groups as this objective compares them: single sequences or a better and a worse one, with the streams that it reads."""
     draw = random.Random(0)
     sizes = 1 if objective.atom == "seq" else 2
-    unknown = (
-        -1.0 if "score" in objective.needs and not weight else None
-    )  # a class, where no weight of a token says anything
+    # A class, where no weight of a token says anything.
+    unknown = NOBODY.get(name_of(objective), -1.0) if scored(objective) and not weight else None
     return [
         [
             _sequence(draw, objective, y=float(1 - place) if unknown is None else unknown, weight=weight)
@@ -49,13 +68,24 @@ def _sequence(draw, objective, y, weight):
     ids = [draw.randrange(250) for _ in range(length)]
     weights = [0.0] * prompt + [weight * draw.choice([0.5, 1.0, 2.0]) for _ in range(length - prompt)]
     streams = {name: [-draw.uniform(1, 5) for _ in ids] for name in objective.reads}
-    return Seq(ids, weights, y=y, tokens=streams, where=f"made.jsonl:{draw.randrange(100)}")
+    if "tag" in streams:  # a class plus one at some tokens
+        streams["tag"] = [float(draw.randrange(len(LABELS) + 1)) * (weight > 0) for _ in ids]
+    several = name_of(objective) == "multilabel"
+    values = {f"label.{n}": float(draw.random() < 0.5) for n in range(len(LABELS))} if several else {}
+    return Seq(ids, weights, y=y, tokens=streams, values=values, where=f"made.jsonl:{draw.randrange(100)}")
 
 
 @pytest.fixture
 def net_for(make_model, make_classifier, architecture):
     """A function from an objective to a net of each family that gives what it needs."""
-    return lambda objective: Net((make_classifier if "score" in objective.needs else make_model)(architecture))
+
+    def make(objective):
+        if not scored(objective):
+            return Net(make_model(architecture))
+        kind = name_of(objective)
+        return Net(make_classifier(architecture, kind, labels=LABELS[:1] if kind == "regress" else LABELS))
+
+    return make
 
 
 @pytest.fixture

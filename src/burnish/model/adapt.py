@@ -64,8 +64,8 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
         lora_dropout=adapter.dropout,
         target_modules="all-linear" if everywhere else adapter.targets,
         exclude_modules=_pattern_of(frozen, frozen_modules),
-        # For the former PEFT trains and saves the head as it is.
-        task_type="SEQ_CLS" if head_of(model) else "CAUSAL_LM",
+        # With a score head PEFT trains and saves it as it is.
+        task_type=_task_type(model),
     )
     config._register_custom_module({nn.Linear: LoraLinear})  # PEFT's own way in for a layer class; no file says so
     try:
@@ -74,6 +74,12 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
     except ValueError as error:
         reason = str(error).split(". ")[0]
         raise RecipeError(f"no adapter can be made: {reason}", where="adapter.targets and freeze") from error
+
+
+def _task_type(model: PreTrainedModel) -> str:
+    """PEFT's name for what the model does."""
+    head = head_of(model)
+    return ("TOKEN_CLS" if head.kind == "tag" else "SEQ_CLS") if head else "CAUSAL_LM"
 
 
 def _check_targets(model: nn.Module, targets: list[str]) -> None:

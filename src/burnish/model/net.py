@@ -43,12 +43,13 @@ class Net(nn.Module):
         return next(self.model.parameters()).device
 
     def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
-        unknown = needs - {"logp", "score"}
+        unknown = needs - {"logp", "score", "token_score"}
         assert not unknown, f"no net gives {unknown}"
         with self.autocast():
             hidden = self._hidden(batch)  # (R,T,d)
             logp = self._logp(hidden, batch) if "logp" in needs else None
-        return Outputs(logp=logp, score=self._score(hidden, batch) if "score" in needs else None)
+        score = self._score(hidden.flatten(0, 1).index_select(0, batch.last)) if "score" in needs else None
+        return Outputs(logp=logp, score=score, token_score=self._score(hidden) if "token_score" in needs else None)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """(R,T,d) what the decoder makes of each token."""
@@ -90,10 +91,10 @@ class Net(nn.Module):
         enabled = self.precision == "bf16" and self.language_model.dtype != torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
 
-    def _score(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(R,T,d) -> (S,C) float32: the score head on the last token of each sequence, the one that has seen all of it."""
+    def _score(self, hidden: Tensor) -> Tensor:
+        """(...,d) -> (...,C) float32: the score head, on the last token of each sequence (which has seen all of it) or on all."""
         head = self.language_model.score
-        scores: Tensor = head(hidden.flatten(0, 1).index_select(0, batch.last).to(head.weight.dtype))
+        scores: Tensor = head(hidden.to(head.weight.dtype))
         return scores.float()
 
     def _logp(self, hidden: Tensor, batch: Batch) -> Tensor:

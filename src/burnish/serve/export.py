@@ -7,16 +7,17 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.data.classes import Classes
 from burnish.data.render import Chat
 from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
+from burnish.heads import chat_of_report
 from burnish.model.load import Head, head_of, load_config, load_model, load_tokenizer, quiet
 from burnish.model.quantize import is_quantized, unquantize
 
@@ -65,6 +66,8 @@ def write_adapter(model: Any, tokenizer: Any, folder: Path) -> Path:
         if head := head_of(model):
             text = json.dumps(head.as_config(), indent=1, ensure_ascii=False)
             (fresh / "head.json").write_text(text, encoding="utf-8")
+            text = json.dumps(asdict(head), indent=1, ensure_ascii=False)
+            (fresh / "calibration.json").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -117,14 +120,19 @@ def try_adapter(model: Any, folder: Path) -> None:
 
 
 def replay(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
-    """Log-probabilities of each sequence: what parity compares. (T-1,) of its tokens, or (C,) of its labels by a score head."""
+    """What parity compares of each sequence: (T-1,) log-probabilities of its tokens or, of a score head, its scores laid end to end.
+
+    Those of one class each, of a text or of its words, as log-probabilities too.
+    """
     found = []
+    head = head_of(model)
     model.eval()
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):  # layers that training compiled
         for ids in sequences:
             tokens = torch.tensor([ids], device=next(model.parameters()).device)
-            logp = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)[0]  # (T,V), or (C,)
-            found.append((logp if logp.dim() == 1 else logp[:-1].gather(-1, tokens[0, 1:, None])[:, 0]).cpu())
+            logits = model(input_ids=tokens, use_cache=False).logits.float()[0]  # (T,V), (C,) or (T,C)
+            logp = logits if head and head.kind in ("multilabel", "regress") else logits.log_softmax(-1)
+            found.append((logp.flatten() if head else logp[:-1].gather(-1, tokens[0, 1:, None])[:, 0]).cpu())
     return found
 
 
@@ -254,7 +262,7 @@ def load_run(run: Path, report: Mapping[str, Any]) -> Any:
 def read_head(report: Mapping[str, Any]) -> Head | None:
     """The score head of a run's model; None where it writes text."""
     found = report.get("model", {}).get("head")
-    return Head(**found | {"labels": tuple(found["labels"])}) if found else None
+    return Head.restored(found) if found else None
 
 
 def chat_of(report: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Chat:
@@ -262,7 +270,7 @@ def chat_of(report: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Ch
     system, head = report["task"]["system"], read_head(report)
     if head is None:
         return Chat(tokenizer, system=system)
-    return Classes(tokenizer, head.labels, system=system, max_length=report["task"]["max_length"])
+    return chat_of_report(report, tokenizer, head)
 
 
 def refuse_unless_fit(report: Mapping[str, Any], *, force: bool) -> None:
