@@ -63,7 +63,7 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
         target_modules="all-linear" if everywhere else adapter.targets,
-        exclude_modules=_pattern_of(frozen, frozen_modules),
+        exclude_modules=_pattern_of(frozen, frozen_modules, head_of(model) is not None),
         # With a score head PEFT trains and saves it as it is.
         task_type=_task_type(model),
     )
@@ -111,10 +111,14 @@ def parse_layers(text: str, count: int) -> set[int]:
     return layers
 
 
-def _pattern_of(layers: set[int], modules: list[str]) -> str | None:
-    """The frozen layers and modules as the regular expression that PEFT reads; None where nothing is frozen."""
+def _pattern_of(layers: set[int], modules: list[str], headed: bool) -> str | None:
+    """The frozen layers and modules as the regular expression that PEFT reads; None where nothing is frozen.
+
+    headed: leave the score head out too, which is trained as it is; PEFT does so by itself for a head of texts, not of tokens.
+    """
     patterns = [r".*\.(?:layers|h|blocks)\.(?:" + "|".join(map(str, sorted(layers))) + r")\..*"] if layers else []
     patterns += [f".*{re.escape(part)}.*" for part in modules]
+    patterns += [r"(?:.*\.)?score"] if headed else []
     return "|".join(patterns) or None
 
 
