@@ -23,6 +23,7 @@ from burnish.heads import chat_for, fitted
 from burnish.heads import labels_of as labels_of_rows
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
+from burnish.model.constrained import Constraint
 from burnish.model.fast import accelerate
 from burnish.model.likelihood import sequence_logp
 from burnish.model.load import Head, empty_model, load_model, on_device
@@ -46,6 +47,7 @@ class Chosen:
     tokenizer: Any
     objective: Objective
     key: str
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,19 @@ def make_exams(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, scorer: Sco
 def labels_of(recipe: Recipe, guarded: Guarded) -> list[str]:
     """The labels to choose from, from the recipe or from the training rows; none for other tasks and for numbers."""
     return labels_of_rows(recipe, guarded.train)
+
+
+def constraint_of(recipe: Recipe) -> Constraint | None:
+    """What answers are held to while they are written. Raises RecipeError where that cannot be done."""
+    if not recipe.task.constrained:
+        return None
+    if recipe.task.kind != "extract":
+        raise RecipeError(
+            f"the task is {recipe.task.kind}", where="task.constrained", expected="extract, whose answers are JSON"
+        )
+    constraint = Constraint(read_schema(recipe.task.json_schema) or {"type": "object"})
+    assert constraint.grammar
+    return constraint
 
 
 def read_schema(schema: dict[str, Any] | str | None) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from burnish.parts import (
     Tried,
     base_of,
     chat_of,
+    constraint_of,
     head_of,
     labels_of,
     learning_from,
@@ -133,6 +134,7 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         schema = recipe.task.json_schema
         scorer_for(recipe.task.kind, recipe.task.metric, schema=read_schema(schema), labels=recipe.task.labels)
         files += [schema] if isinstance(schema, str) else []
+        constraint = constraint_of(recipe)
         parts = [(one.name, one.stat()) for one in sorted(Path(source).glob("*"))]
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
         key = key_of(source, made_of, config.to_dict(), files_key(files), importlib.metadata.version("burnish"))
@@ -144,7 +146,7 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         record["summary"] = (
             f"{recipe.model} for {recipe.task.kind}, {recipe.objective}, on {', '.join(Path(name).name for name in files)}"
         )
-        return Chosen(source, config, tokenizer, objective, key)
+        return Chosen(source, config, tokenizer, objective, key, constraint)
 
 
 def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
@@ -332,6 +334,8 @@ def define_metric(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized
         exams = make_exams(recipe, chosen, tokenized, scorer)
         metric = exams["test"].metric
         run.parts["task"] |= {"metric": metric}
+        if chosen.constraint:
+            run.parts["task"] |= {"constrained": dict(chosen.constraint.schema)}
         sizes = f"{len(exams['validation'].items)} questions to validate with, {len(exams['test'].items)} locked"
         record["summary"] = f"{metric}; {sizes}; {exams['test'].manner}"
         return exams
@@ -362,7 +366,7 @@ def train(
                 feed=feed,
                 optim=optim,
                 exam=exams["validation"].first(recipe.train.validation_items),
-                sampler=Sampler(net.model, chosen.tokenizer, tokenized.chat.end_ids),
+                sampler=sampler_of(chosen, net, tokenized),
                 store=store,
                 settings=recipe.train,
                 progress=run.progress,
@@ -410,11 +414,15 @@ def evaluate(
         )
         kept = run.kept("evaluate", key)
         if kept is None:
-            exam = exam.learning_from(exams["validation"], lambda one: sit(run, one, trained.net, tokenized, "tuned"))
-            tuned = sit(run, exam, trained.net, tokenized, "tuned")
+            sampler = sampler_of(chosen, trained.net, tokenized)
+            exam = exam.learning_from(exams["validation"], lambda one: sit(run, one, trained.net, sampler, "tuned"))
+            tuned = sit(run, exam, trained.net, sampler, "tuned")
             with base_of(recipe, chosen, trained.net) as base_net:
-                base = sit(run, exams["base"], base_net, tokenized, "base")
+                base = sit(run, exams["base"], base_net, sampler_of(chosen, base_net, tokenized), "base")
             found = compare(exam, base, tuned, seed=recipe.train.seed) | exam.details(tuned)
+            if chosen.constraint:
+                free = sit(run, exam, trained.net, replace(sampler, constraint=None), "unconstrained")
+                found["constrained"] = {"with": exam.figures(tuned), "without": exam.figures(free)}
             kept = run.keep("evaluate", key, found)
         else:
             record["status"] = "reused"
@@ -482,8 +490,11 @@ def finish(run: Run, recipe: Recipe) -> dict[str, Any]:
     return report
 
 
-def sit(run: Run, exam: Exam, net: Net, tokenized: Tokenized, who: str) -> Sitting:
-    sampler = Sampler(net.model, tokenized.chat.tokenizer, tokenized.chat.end_ids)
+def sampler_of(chosen: Chosen, net: Net, tokenized: Tokenized) -> Sampler:
+    return Sampler(net.model, tokenized.chat.tokenizer, tokenized.chat.end_ids, constraint=chosen.constraint)
+
+
+def sit(run: Run, exam: Exam, net: Net, sampler: Sampler, who: str) -> Sitting:
     return exam.sit(
         net, sampler, lambda done: run.progress.update(f"the {who} model: {done} of {len(exam.items)} answers")
     )

@@ -57,6 +57,7 @@ class Task(Section):
     goal: str = ""  # one sentence; becomes the system prompt where the data has none
     metric: str | None = None  # None: the main one of the kind
     json_schema: dict[str, Any] | str | None = Field(None, alias="schema")  # for extract: a JSON schema, or its file
+    constrained: bool = False  # for extract: an answer can be nothing but JSON that fits the schema
     labels: list[str] = []  # for classify, multilabel, tag: the set of labels; empty: those of the training data
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # None: a little more than the longest training answer
 

@@ -11,6 +11,7 @@ import torch
 
 from burnish.data.heads import Tags
 from burnish.data.rows import Turn, Turns
+from burnish.model.constrained import Constraint
 from burnish.model.load import load_tokenizer
 from burnish.model.sample import Sampler
 from burnish.model.scores import number, probabilities
@@ -30,12 +31,14 @@ class Conversation:
         self.model = load_run(folder, report)
         self.tokenizer = load_tokenizer(str(folder / "adapter" if (folder / "adapter").is_dir() else folder / "merged"))
         self.chat = chat_of(report, self.tokenizer)
+        held = report["task"].get("constrained")  # the schema that answers were held to
+        self.constraint = Constraint(held) if held else None
         self.turns: Turns = ()
 
     def say(self, text: str, *, max_new_tokens: int = 256) -> str:
         """The model's answer to the next thing said; both are remembered."""
         self.turns = (*self.turns, Turn("user", text))
-        sampler = Sampler(self.model, self.tokenizer, self.chat.end_ids)
+        sampler = Sampler(self.model, self.tokenizer, self.chat.end_ids, constraint=self.constraint)
         [[completion]] = sampler.sample([self.chat.prompt(self.turns)], max_new_tokens=max_new_tokens)
         self.turns = (*self.turns, Turn("assistant", completion.text))
         return completion.text
