@@ -105,7 +105,8 @@ def graded(draw: random.Random) -> dict[str, object]:
 
 
 def tagged(draw: random.Random) -> dict[str, object]:
-    tokens, tags = [draw.choice(OPENERS).split()[0].strip(",:")], ["O"]
+    tokens: list[str] = []
+    tags: list[str] = []
     for sentence in draw.sample(SENTENCES, draw.choice([1, 2])):
         for word in sentence.split():
             kind = {"{P}": "PRODUCT", "{O}": "ORDER", "{W}": "PLACE"}.get(word)
