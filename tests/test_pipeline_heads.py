@@ -56,8 +56,11 @@ def recipe(model_folder, tmp_path_factory):
             model_folder(),
             file,
             task={"kind": kind, "goal": "Say what it is."},
-            objective=kind,
-            **{"train": {"epochs": 8 if kind == "regress" else 6, "learning_rate": RATES[kind]}, **changes},
+            **{
+                "objective": kind,
+                "train": {"epochs": 8 if kind == "regress" else 6, "learning_rate": RATES[kind]},
+                **changes,
+            },
         )
 
     return make
@@ -133,7 +136,7 @@ def test_the_run_can_be_asked(finished):
 
 
 def test_the_same_recipe_again_repeats_nothing(finished, recipe):
-    kind, folder = finished
+    _, folder = finished
     values = report_of(folder)["recipe"]
     burnish.run(burnish_recipe(values), out=folder, quiet=True)
     reused = {step["name"] for step in report_of(folder)["steps"] if step["status"] == "reused"}
@@ -207,3 +210,26 @@ def test_an_option_that_the_objective_has_not_lists_those_it_has(recipe, tmp_pat
 def test_weights_of_some_labels_only_are_refused(recipe, tmp_path):
     values = recipe("multilabel") | {"loss": {"class_weights": {"red": 2.0}}}
     assert "green, yellow" in str(refused(values, tmp_path))
+
+
+# Extraction held to a schema -----------------------------------------------------------------------------------------
+
+
+def test_a_run_tells_the_share_of_json_with_and_without_the_schema(recipe, tmp_path):
+    pytest.importorskip("llguidance")
+    rows = [{"prompt": q, "completion": {"team": COLOURS[n % 3]}} for n, q in enumerate(questions(60))]
+    values = recipe("multilabel", rows, objective="sft", train={"epochs": 1, "max_steps": 2, "validations": 1})
+    schema = {"type": "object", "properties": {"team": {"enum": list(COLOURS)}}, "required": ["team"]}
+    values["task"] = {
+        "kind": "extract",
+        "schema": {**schema, "additionalProperties": False},
+        "constrained": True,
+        "max_new_tokens": 120,
+    }
+    report = burnish.run(values, out=tmp_path / "run", quiet=True)
+    found = report["evaluation"]["constrained"]
+    assert found["with"]["schema_valid"] == 1.0
+    assert found["without"]["schema_valid"] < 1.0
+    assert report["evaluation"]["figures"][0]["tuned"] == found["with"][report["evaluation"]["figures"][0]["name"]]
+    answer = json.loads(burnish.load(tmp_path / "run").say("bako"))
+    assert answer["team"] in COLOURS

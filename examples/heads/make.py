@@ -70,7 +70,16 @@ FEELINGS = [  # what a phrase says about how content somebody is, 0 to 10
     (10, "it is the best thing in our house"),
     (10, "everybody here adores it"),
 ]
-OPENERS = ["Hello,", "Hi there,", "Good morning,", "To whom it may concern,", "Dear team,", "Quick note:", "Hey,", "Once more:"]
+OPENERS = [
+    "Hello,",
+    "Hi there,",
+    "Good morning,",
+    "To whom it may concern,",
+    "Dear team,",
+    "Quick note:",
+    "Hey,",
+    "Once more:",
+]
 SENTENCES = [  # {P}: a product, {O}: an order, {W}: a place
     "my {P} from order {O} does not switch on",
     "please send the {P} to {W} instead",

@@ -59,9 +59,7 @@ def test_focal_loss_scales_by_what_is_not_known_yet(batch):
 def test_smoothing_is_that_of_torch():
     batch = pack([[Seq([1, 2], [0, 0], y=y)] for y in (0.0, 0.0, 1.0)], row_tokens=8)
     _, loss = loss_of(batch, label_smoothing=0.2)
-    wanted = torch.nn.functional.cross_entropy(
-        SCORES, torch.tensor([0, 0, 1]), label_smoothing=0.2, reduction="sum"
-    )
+    wanted = torch.nn.functional.cross_entropy(SCORES, torch.tensor([0, 0, 1]), label_smoothing=0.2, reduction="sum")
     assert float(loss.sum) == pytest.approx(float(wanted))
 
 

@@ -239,7 +239,8 @@ def head_of(model: Any) -> Head | None:
     if not hasattr(inner, "score"):
         return None
     config = inner.config
-    labels = tuple(config.id2label[number] for number in range(config.num_labels))
+    named = {int(number): label for number, label in config.id2label.items()}  # from JSON the numbers come as text
+    labels = tuple(named[number] for number in range(config.num_labels))
     return Head.restored({"labels": labels, "pad": config.pad_token_id, **getattr(config, "burnish", {})})
 
 

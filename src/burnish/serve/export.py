@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 HOW_TO_SCORE = """
 ## How it answers
 
-It scores {labels} labels and writes nothing. The text goes in as it is, without a chat template.
+{says} and writes nothing. The text goes in as it is, without a chat template.
 
 ```python
 from transformers import pipeline
 
-pipeline("text-classification", "merged")("some text")
+pipeline("{pipeline}", "merged")("some text")
 ```
 
 The adapter is loaded with what `head.json` says of the labels:
@@ -42,13 +42,30 @@ import json
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import {loader}
 
 head = json.loads(Path("adapter/head.json").read_text(encoding="utf-8"))
-base = AutoModelForSequenceClassification.from_pretrained("THE BASE MODEL", **head)
+base = {loader}.from_pretrained("THE BASE MODEL", **head)
 model = PeftModel.from_pretrained(base, "adapter")
 ```
-"""
+
+What transformers has no name for stands under `burnish` in `merged/config.json`, and in `adapter/calibration.json`.
+{calibration}"""
+SAYS = {
+    "classify": "It scores {n} labels",
+    "multilabel": "It scores {n} labels, of which any number may fit,",
+    "regress": "It names a number",
+    "tag": "It scores {n} tags for each word",
+}
+CALIBRATION = {
+    "classify": "Scores are divided by the temperature {temperature:.4g} before the softmax makes them probabilities.\n",
+    "multilabel": (
+        "Scores are divided by the temperature {temperature:.4g} before the sigmoid makes them probabilities; a label fits from its\n"
+        "threshold on.\n"
+    ),
+    "regress": "The number is {mean:.6g} + {spread:.6g} * score.\n",
+    "tag": "The tag of a word is the one at its last token.\n",
+}
 # Largest difference of a log-probability between the model that was evaluated and a file of it, both computed in float32. Adding the
 # adapter into the weights rounds a little; a model that came in 16 bits is written in 16 bits, which keeps 8 to 11 bits of each weight.
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
@@ -316,7 +333,7 @@ def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) ->
 - {figures}{compared}
 - Tuned with {model.get("method")}: {model.get("trained_parameters", 0):,} of {model.get("parameters", 0):,} parameters,
   {training.get("steps")} steps, peak learning rate {training.get("learning_rate")}.
-{HOW_TO_SCORE.format(labels=len(head.labels)) if head else ""}
+{_how_to_score(head) if head else ""}
 ## What was checked
 
 | n | mistake | status | found |
@@ -330,3 +347,14 @@ The figures hold for data like the test rows. What the guards did not run is unk
     path = folder / "card.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _how_to_score(head: Head) -> str:
+    """The part of the card that says how a score head is asked."""
+    tags = head.kind == "tag"
+    return HOW_TO_SCORE.format(
+        says=SAYS[head.kind].format(n=len(head.labels)),
+        pipeline="token-classification" if tags else "text-classification",
+        loader=f"AutoModelFor{'Token' if tags else 'Sequence'}Classification",
+        calibration=CALIBRATION[head.kind].format(**asdict(head)),
+    )
