@@ -31,6 +31,7 @@ from burnish.model.load import Head, empty_model, load_model, on_device
 from burnish.model.net import Net
 from burnish.model.quantize import quantize
 from burnish.model.regularise import set_dropout
+from burnish.model.starts import before_tuning
 from burnish.recipe import MAIN, Recipe
 from burnish.scoring import Scorer
 from burnish.train import memory
@@ -212,8 +213,8 @@ def base_of(recipe: Recipe, chosen: Chosen, net: Net) -> Iterator[Net]:
     So is the model below a score head: before tuning it has no such head, but it can write.
     """
     if hasattr(net.model, "disable_adapter") and net.language_model.get_output_embeddings() is not None:
-        with net.model.disable_adapter():
-            yield net
+        with before_tuning(net.model) as base:
+            yield net if base is net.model else Net(base, precision=net.precision)
         return
     dtype = net.language_model.dtype
     base = on_device(

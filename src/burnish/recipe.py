@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from burnish.errors import RecipeError
+from burnish.methods import METHODS, keys_of, refused_keys
 
 Kind = Literal["chat", "generate", "classify", "extract", "multilabel", "regress", "tag"]
 Precision = Literal["auto", "fp32", "bf16", "fp8", "nf4"]
@@ -127,13 +128,44 @@ class Data(Section):
 
 
 class Adapter(Section):
-    """What is trained: a low-rank adapter (arXiv 2106.09685), all weights, or the score head alone on a frozen body."""
+    """What is trained: an adapter, all weights (full), or the score head alone on a frozen body (head). `methods` says which keys each
+    method takes; those of others are None.
+    """
 
-    method: Literal["lora", "full", "head"] = "lora"
-    rank: Annotated[int, Field(ge=1, alias="r")] = 16
-    alpha: Annotated[float, Field(gt=0, alias="lora_alpha")] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1, alias="lora_dropout")] = 0.0
-    targets: Annotated[Paths, Field(alias="target_modules")] = ["all-linear"]
+    method: Literal[
+        "lora",
+        "rslora",
+        "dora",
+        "pissa",
+        "loftq",
+        "ia3",
+        "oft",
+        "vera",
+        "layernorm",
+        "prompt",
+        "prefix",
+        "full",
+        "head",
+    ] = "lora"
+    rank: Annotated[int | None, Field(ge=1, alias="r")] = None
+    alpha: Annotated[float | None, Field(gt=0, alias="lora_alpha")] = None
+    dropout: Annotated[float | None, Field(ge=0, lt=1, alias="lora_dropout")] = None
+    block: Annotated[int | None, Field(ge=2, alias="oft_block_size")] = None  # of oft: numbers turned together
+    tokens: Annotated[int | None, Field(ge=1, alias="num_virtual_tokens")] = None  # of prompt and prefix
+    targets: Annotated[Paths | None, Field(alias="target_modules")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_method(cls, values: Any) -> Any:
+        """The method's own defaults for what is not given."""
+        method = values.get("method", "lora") if isinstance(values, Mapping) else None
+        if not isinstance(method, str) or method not in METHODS:
+            return values
+        names = {field.alias: name for name, field in cls.model_fields.items()}
+        given = {names.get(key, key): value for key, value in values.items() if value is not None}
+        if refused := refused_keys(method, given):
+            raise ValueError(f"the method {method} takes {keys_of(method)}, not {refused[0]}")
+        return {**METHODS[method].defaults, **given}
 
 
 class Freeze(Section):
@@ -327,6 +359,7 @@ class Recipe(Section):
         """The recipe as YAML, every key spelled out."""
         unused = OF_ONE if self.tasks else {"tasks", "mixing"}
         values = self.model_dump(mode="json", by_alias=False, exclude=unused)
+        values["adapter"] = {key: value for key, value in values["adapter"].items() if value is not None}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -459,6 +492,7 @@ def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Pat
     """A checked recipe from plain values. Raises RecipeError as `load_recipe` does."""
     values = own_names(values, where)
     check_tasks(values, where)
+    check_adapter(values.get("adapter"), where)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -472,6 +506,25 @@ def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Pat
         distill = distill.model_copy(update={"teacher": _beside(folder, distill.teacher)})
     changed = {**_found(folder, recipe), "tasks": tasks, "model": model, "distill": distill}
     return recipe.model_copy(update=changed)
+
+
+def check_adapter(values: Any, where: str) -> None:
+    """Raise RecipeError where `adapter` has a key that its method does not take, or names a method by another name."""
+    method = values.get("method", "lora") if isinstance(values, Mapping) else None
+    if method == "qlora":
+        raise RecipeError(
+            "`adapter.method` is 'qlora'",
+            where=where,
+            expected="lora on a base whose weights have 4 bits",
+            hint="adapter: {method: lora}, train: {precision: nf4}",
+        )
+    if isinstance(method, str) and method in METHODS and (refused := refused_keys(method, values)):
+        raise RecipeError(
+            f"the method {method} takes no `adapter.{refused[0]}`",
+            where=where,
+            expected=f"one of: {keys_of(method)}",
+            hint=f"--set adapter.{refused[0]}=null   takes it out of the recipe",
+        )
 
 
 def check_tasks(values: Mapping[str, Any], where: str) -> None:

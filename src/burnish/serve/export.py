@@ -18,8 +18,10 @@ from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
 from burnish.heads import chat_of_report
+from burnish.model.adapters import is_adapters
 from burnish.model.load import HEAD_FILE, Head, head_of, load_config, load_head, load_model, load_tokenizer, quiet
 from burnish.model.quantize import is_quantized, unquantize
+from burnish.model.starts import has_start, take_out_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -244,14 +246,13 @@ def load_adapter(folder: Path, source: str, head: Head | None = None) -> Any:
 
 
 def restore_base(model: Any, source: str) -> None:
-    """Give the frozen weights of a model with an adapter back the digits that the run's precision took from them."""
+    """Give the frozen weights of a model with an adapter back the digits that the run's precision took from them, or its start."""
     published = load_model(source, dtype=torch.float32)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.get_base_model().named_parameters():
             # A score head was never published, and is held in float32.
-            if "lora_" not in name and ".score." not in f".{name}":
-                own = name.removeprefix("base_model.model.").replace(".base_layer", "")
-                parameter.copy_(published.get_parameter(own))
+            if not is_adapters(name) and ".score." not in f".{name}":
+                parameter.copy_(published.get_parameter(name.replace(".base_layer", "")))
 
 
 def _widen(model: Any) -> bool:
@@ -272,14 +273,18 @@ def export(
 ) -> dict[str, Any]:
     """Write the wanted artefacts and hold each against the model in memory, which is merged afterwards where `merged` was wanted.
 
-    The artefacts stand on the base model as it was published; where the run held it in fewer digits, it gets them back first.
+    The artefacts stand on the base model as it was published; where the run held it in fewer digits, or its adapter took its start out of
+    it, it is brought back to that first.
     fixed: the token ids that are replayed through each. Returns what parity found.
     """
-    held = next(p.dtype for name, p in model.named_parameters() if "lora_" not in name)
+    held = next(p.dtype for name, p in model.named_parameters() if not is_adapters(name))
     saved = _dtype_of(source)  # what the model came in, not what it was held in
     rounded = _widen(model)
-    if rounded or held not in (torch.float32, saved):
+    begun = has_start(model)
+    if rounded or begun or held not in (torch.float32, saved):
         restore_base(model, source)
+    if begun:
+        take_out_start(model)
     head, expected = head_of(model), replay(model, fixed)
     loaders: dict[Path, Callable[[], Any]] = {}
     if "adapter" in wanted:

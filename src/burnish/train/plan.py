@@ -146,11 +146,11 @@ def choose(wanted: Train, config: PretrainedConfig, model: nn.Module, work: Work
 def _optimizers(wanted: Train, shape: Shape, settings: Settings) -> Iterator[Settings]:
     """From plain AdamW on, ever leaner: first what leaves the arithmetic of a step alone, then 8-bit moments, then both."""
     kinds = ["adamw", "adamw8bit"] if wanted.optimizer == "auto" else [wanted.optimizer]
-    if shape.low_rank or not has_bitsandbytes():  # an adapter's moments are small
+    if shape.beside or not has_bitsandbytes():  # an adapter's moments are small
         kinds = kinds[:1]
     for kind in kinds:
         yield replace(settings, optimizer=kind)
-        if not shape.low_rank:
+        if not shape.beside:
             yield replace(settings, optimizer=kind, in_backward=True)
 
 
@@ -249,7 +249,7 @@ def _what_would_fit(recipe: Recipe, shape: Shape, work: Workload, settings: Sett
     for tokens in range(most // 64 * 64, 0, -64):
         if fits(tokens):
             return f"--set train.micro_tokens={tokens} --set train.max_length={min(tokens, recipe.train.max_length)}"
-    if not shape.low_rank:
+    if not shape.beside:
         return "--set adapter.method=lora"
     if settings.precision == "bf16" and fits(64, precision="nf4", recompute="all"):
         return "--set train.precision=nf4 --set train.recompute=all"
