@@ -21,6 +21,7 @@ from burnish.errors import RecipeError
 from burnish.evaluate.runner import Exam, Item, make_items
 from burnish.evaluate.scored import ScoredExam
 from burnish.heads import chat_for, labels_of
+from burnish.methods import METHODS
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
 from burnish.model.constrained import Constraint
@@ -36,7 +37,7 @@ from burnish.recipe import MAIN, Recipe
 from burnish.scoring import Scorer
 from burnish.train import memory
 from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate
-from burnish.train.plan import Plan, Workload, choose, make_plan, micro_candidates
+from burnish.train.plan import Plan, Workload, choose, make_plan, micro_candidates, suited
 
 if TYPE_CHECKING:
     from burnish.distillation import Guide
@@ -110,7 +111,7 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
     Raises RecipeError for what this machine cannot do.
     """
     device = memory.device_of_choice()
-    wanted = recipe.train
+    wanted = suited(recipe.train, recipe.adapter.method)
     rows = len(tokenized.train.groups)
     batch = auto_batch_size(rows) if wanted.batch_size == "auto" else wanted.batch_size
     steps = total_steps(rows, batch, wanted.epochs, wanted.max_steps)
@@ -129,9 +130,11 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
         precision=memory.precision_of_choice(wanted.precision, device, recipe.adapter.method),
         device=str(device),
         compile=device.type == "cuda" if wanted.compile == "auto" else wanted.compile,
+        recomputable=recipe.adapter.method != "prefix",
     )
     empty = empty_net(recipe, chosen, tokenized)
-    settings = replace(settings, one_row=by_edges(empty, device, settings.precision))
+    apart = not METHODS[recipe.adapter.method].prompts  # learnt tokens come before each sequence in a row of its own
+    settings = replace(settings, one_row=apart and by_edges(empty, device, settings.precision))
     return choose(wanted, chosen.config, empty, workload(recipe, tokenized, settings), settings)
 
 

@@ -20,6 +20,7 @@ from burnish.folder import read_report
 from burnish.heads import chat_of_report
 from burnish.model.adapters import is_adapters
 from burnish.model.load import HEAD_FILE, Head, head_of, load_config, load_head, load_model, load_tokenizer, quiet
+from burnish.model.prompts import learnt_tokens
 from burnish.model.quantize import is_quantized, unquantize
 from burnish.model.starts import has_start, take_out_start
 
@@ -198,10 +199,12 @@ def replay(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
         for ids in sequences:
             tokens = torch.tensor([ids], device=next(model.parameters()).device)
             out = model(input_ids=tokens, use_cache=False, output_hidden_states=beside)
-            logits = out.logits.float()[0]  # (T,V), (C,) or (T,C)
+            logits = out.logits.float()[0]  # (T,V) and as many rows more as tokens are learnt, (C,) or (T,C)
             logp = logits if head and head.kind in ("multilabel", "regress") else logits.log_softmax(-1)
             written = head is None or beside
-            found.append((logp[:-1].gather(-1, tokens[0, 1:, None])[:, 0] if written else logp.flatten()).cpu())
+            found.append(
+                (logp[-len(ids) : -1].gather(-1, tokens[0, 1:, None])[:, 0] if written else logp.flatten()).cpu()
+            )
             if beside:
                 scores = inner.score(out.hidden_states[-1][0, -1].to(inner.score.weight.dtype))
                 found[-1] = torch.cat([found[-1], scores.float().log_softmax(-1).cpu()])
@@ -280,6 +283,13 @@ def export(
     held = next(p.dtype for name, p in model.named_parameters() if not is_adapters(name))
     saved = _dtype_of(source)  # what the model came in, not what it was held in
     rounded = _widen(model)
+    if "merged" in wanted and learnt_tokens(model):
+        raise CheckpointError(
+            "what was learnt are tokens before the others, which can be added into no weights",
+            where="merged",
+            expected="adapter",
+            hint="--kind adapter   or deploy: {export: [adapter]}",
+        )
     begun = has_start(model)
     if rounded or begun or held not in (torch.float32, saved):
         restore_base(model, source)

@@ -47,6 +47,7 @@ class Settings:
     in_backward: whether each parameter is updated within the backward pass, so that its gradient can go at once. graph: whether passes
     and updates are recorded as CUDA graphs, for models whose kernels the host cannot launch as fast as they run. one_row: whether a
     micro-batch is a single packed row, which attention by edges allows; else rows are as long as the longest sequence may be.
+    recomputable: whether activations may be computed again at all.
     """
 
     batch_size: int
@@ -62,6 +63,7 @@ class Settings:
     in_backward: bool = False
     graph: bool = False
     one_row: bool = False
+    recomputable: bool = True
 
 
 def device_of_choice() -> torch.device:
@@ -153,6 +155,8 @@ def hold_to(limit: float | None, device: torch.device) -> None:
 
 def levels(settings: Settings) -> tuple[str, ...]:
     """The levels of recomputation that there are, from the fastest to the leanest."""
+    if not settings.recomputable:
+        return ("none",)
     known = [level for level in RECOMPUTE if settings.compile or level not in EAGER]
     return tuple(level for level in known if level != "offload" or torch.device(settings.device).type != "cpu")
 

@@ -111,7 +111,9 @@ def _of_tokens(net: Net, batch: Batch) -> torch.Tensor:
     """(N,) for the trained tokens."""
     ours = net(batch, frozenset({"logp"})).logp
     with net.autocast():
-        logits = net.model(input_ids=batch.ids, use_cache=False).logits
+        logits = net.model(input_ids=batch.ids, use_cache=False).logits[
+            :, -batch.ids.shape[1] :
+        ]  # but for learnt tokens
     theirs = logits.float().log_softmax(-1)[:, :-1].gather(-1, batch.ids[:, 1:, None])[..., 0]
     assert ours is not None
     return (ours[:, 1:] - theirs)[batch.weight[:, 1:] != 0]
