@@ -45,8 +45,8 @@ METHODS = {
     "oft": Method({"block": 32, **LINEAR}, "2306.07280"),
     "vera": Method({"rank": 256, "dropout": 0.0, **LINEAR}, "2310.11454"),
     "layernorm": Method({"targets": ["all-norms"]}, "2312.11420"),
-    "prompt": Method({"tokens": 20}, "2104.08691", merges=False, prompts=True),
-    "prefix": Method({"tokens": 20}, "2101.00190", merges=False, prompts=True),
+    "prompt": Method({"tokens": 20}, "2104.08691", merges=False, prompts=True, learns=0.9),
+    "prefix": Method({"tokens": 20}, "2101.00190", merges=False, prompts=True, learns=0.9),
     # These two take what LoRA takes and leave it unused, so that a recipe can be tried with them as it stands.
     "full": Method(RANKED, beside=False),
     "head": Method(RANKED, beside=False),

@@ -20,6 +20,8 @@ from burnish.model.lora import LoraLinear
 def keep_start(model: nn.Module, *, from_loss: bool) -> None:
     """Note what each layer's adapter begins with. from_loss: it is still to begin, with what storing the base in few bits will take."""
     for layer in _layers(model):
+        if any(parameter.is_meta for parameter in layer.parameters()):  # a model of which only sizes are asked
+            return
         layer.start, layer.from_loss = _matrices(layer), from_loss
 
 
