@@ -82,7 +82,7 @@ def fewshot(
     *,
     k: Iterable[int] = (4, 8, 16, 32, 64),
     seeds: int = 3,
-    methods: Iterable[str] = ("in_context", "lora", "head"),
+    methods: Iterable[str] = ("in_context", "lora", "ia3", "head"),
     out: str | Path | None = None,
     overrides: Overrides = (),
     quiet: bool = False,

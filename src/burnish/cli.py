@@ -240,6 +240,7 @@ def fewshot(
     methods: Annotated[list[str], typer.Option(help="in_context, or any adapter.method")] = [  # noqa: B006
         "in_context",
         "lora",
+        "ia3",
         "head",
     ],
     out: Annotated[

@@ -1,8 +1,8 @@
 """Prompt and prefix tuning: learnt tokens before each sequence, and the model below them untouched.
 
-Prompt tuning (Lester et al. 2021, arXiv 2104.08691) learns embeddings, prefix tuning (Li and Liang 2021, arXiv 2101.00190) the keys and values
-of every layer. Both are PEFT's own parameters; PEFT's forward pass and its `generate` know no packed rows and trail transformers, so
-here are the two that do.
+Prompt tuning (Lester et al. 2021, arXiv 2104.08691) learns embeddings, prefix tuning (Li and Liang 2021, arXiv 2101.00190) keys and
+values of every layer. Both are PEFT's own parameters. PEFT's forward pass knows no packed rows, and its `generate` gives other tokens
+than that pass with transformers 5.24, which renamed the cache: so here are two that go by transformers alone.
 """
 
 from __future__ import annotations

@@ -160,8 +160,8 @@ def _optimizers(wanted: Train, shape: Shape, settings: Settings) -> Iterator[Set
 def suited(wanted: Train, method: str) -> Train:
     """The section with what is left open settled where the adapter settles it.
 
-    Only the layers of LoRA's kin are compiled and recorded unasked: PEFT's own may do things that a compiler takes apart. Raises RecipeError
-    for what learnt tokens cannot have.
+    Only the layers of LoRA's kin are compiled and recorded unasked: PEFT's own may do what a compiler takes apart. Raises RecipeError for
+    what learnt tokens cannot have.
     """
     if METHODS[method].prompts:
         for key, found in (("compile", wanted.compile is True), ("graph", wanted.graph is True)):
