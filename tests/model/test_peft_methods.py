@@ -9,11 +9,13 @@ from peft import PeftModel
 from peft.utils import loftq_utils
 
 from burnish.core import Seq, pack
+from burnish.data.classes import Classes
 from burnish.data.render import Chat
 from burnish.errors import CheckpointError, RecipeError
 from burnish.methods import METHODS
 from burnish.model.adapt import adapt, parameter_count, trained_groups, trained_parameters
 from burnish.model.adapters import FIXED_SEED
+from burnish.model.fast import accelerate, decoder_layers
 from burnish.model.load import load_model
 from burnish.model.net import Net
 from burnish.model.quantize import Nf4Linear, quantize
@@ -24,6 +26,7 @@ from burnish.recipe import Adapter, Freeze
 from burnish.serve.export import export, replay, try_adapter
 from burnish.train.loop import backward
 from burnish.train.optim import Optim
+from tiny_runs import LABELS
 
 ROWS = ([70, 65, 90, 81, 66, 66, 90], [80, 81, 82, 83], [99, 65, 70, 72, 74, 75])
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -233,6 +236,16 @@ def test_a_score_head_is_trained_beside_it(method, make_classifier):
     assert heads == [(3, 32)]
 
 
+def test_a_model_with_a_score_head_loads_elsewhere_too(method, make_classifier, model_folder, tokenizer, tmp_path):
+    if METHODS[method].prompts:
+        return
+    model = adapt(make_classifier(), adapter_of(method), Freeze()).eval()
+    if method == "loftq":
+        quantize(model, "nf4")
+    found = export(stir(model), Classes(tokenizer, LABELS), model_folder(), tmp_path, ["adapter", "merged"], ROWS)
+    assert found["status"] == "pass"
+
+
 # Learnt tokens -------------------------------------------------------------------------------------------------------
 
 
@@ -277,3 +290,17 @@ def test_learnt_tokens_cannot_be_merged(prompting, tokenizer, model_folder, tmp_
     with pytest.raises(CheckpointError, match="adapter"):
         export(prompting("llama"), Chat(tokenizer), model_folder(), tmp_path, ["merged"], ROWS)
     assert not (tmp_path / "merged").exists()
+
+
+def test_layers_computed_again_give_the_same_gradients_to_a_prompt(make_model):
+    found = []
+    for recompute in ("none", "all"):
+        torch.manual_seed(0)
+        net = Net(adapt(make_model(), Adapter(method="prompt", tokens=5), Freeze()))
+        accelerate(net, compile=False, recompute=recompute)
+        assert all(layer.gradient_checkpointing == (recompute == "all") for layer in decoder_layers(net.language_model))
+        optim = Optim(trained_parameters(net.model), learning_rate=0.1, total=1)
+        net.train()
+        backward(net, WRITING, [batch_of()], optim)
+        found += [parameter.grad for parameter in trained_parameters(net.model).values()]
+    torch.testing.assert_close(found[0], found[1])

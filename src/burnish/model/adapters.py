@@ -209,6 +209,18 @@ def _is_norm(part: nn.Module) -> bool:
     return type(part).__name__.endswith("Norm") and isinstance(weight, Tensor) and weight.dim() == 1
 
 
+def merge(adapted: Any) -> Any:
+    """The transformers model of a `PeftModel` with the adapter in its weights, which `adapted` is no more afterwards."""
+    from peft.utils import ModulesToSaveWrapper
+
+    model = adapted.merge_and_unload()
+    for name, part in list(model.named_modules()):
+        if isinstance(part, ModulesToSaveWrapper):  # PEFT leaves a head wrapped where it is norms that were tuned
+            above, _, own = name.rpartition(".")
+            setattr(model.get_submodule(above), own, part.modules_to_save[part.active_adapters[0]])
+    return model
+
+
 def _in_float32(adapted: nn.Module) -> None:
     """Let what is trained be float32 beside a base of 16 bits. PEFT sees to that itself but for norms, whose output must go on in 16."""
     for parameter in adapted.parameters():

@@ -18,7 +18,7 @@ from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
 from burnish.heads import chat_of_report
-from burnish.model.adapters import is_adapters
+from burnish.model.adapters import is_adapters, merge
 from burnish.model.load import HEAD_FILE, Head, head_of, load_config, load_head, load_model, load_tokenizer, quiet
 from burnish.model.prompts import learnt_tokens
 from burnish.model.quantize import is_quantized, unquantize
@@ -135,7 +135,7 @@ def write_merged(model: Any, tokenizer: Any, folder: Path, *, end_ids: Collectio
     A head beside the vocabulary's goes into a file of its own, and is gone from `model`.
     """
     with _whole(folder) as fresh, quiet():
-        merged = (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).to(dtype)
+        merged = (merge(model) if hasattr(model, "peft_config") else model).to(dtype)
         if merged.can_generate():
             merged.generation_config.eos_token_id = sorted(end_ids)
             merged.generation_config.pad_token_id = tokenizer.pad_token_id
