@@ -27,7 +27,7 @@ MARKS = {
     "ln_tuning_": "layernorm",
     "prompt_encoder": "virtual tokens",
 }
-MARK = re.compile(rf"(?:^|\.)({'|'.join(MARKS)})\w*(?:\.\w+)?")
+MARK = re.compile(rf"(?:^|\.)({'|'.join(MARKS)})\w*(?:\.\w+)?(?:\.embedding)?")
 FIXED_SEED = (
     0  # of starts that are computed from the weights by a randomised decomposition, so that they can be computed again
 )
