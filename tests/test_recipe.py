@@ -354,3 +354,8 @@ def test_a_sample_is_said_once_for_all_tasks():
     recipe = make_recipe(with_overrides({"tasks": TASKS}, ["data.sample=20"]))
     assert [one.data.sample for one in recipe.each.values()] == [20, 20]
     assert recipe.data.sample == 20
+
+
+def test_an_override_of_nothing_is_the_empty_text():
+    values = with_overrides({"data": {"train": "a.jsonl"}, "freeze": {"layers": "0-3"}}, ["freeze.layers="])
+    assert make_recipe(values).freeze.layers == ""

@@ -577,7 +577,8 @@ def _pairs(overrides: Iterable[str] | Mapping[str, Any]) -> Iterable[tuple[str, 
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise RecipeError(f"found {text!r}", where="--set", expected="a.b=value", hint="--set train.epochs=2")
-        yield key.strip(), parse_yaml(value, f"--set {key}")
+        # A shell leaves nothing of '', which is the empty text; no value is `null`.
+        yield key.strip(), parse_yaml(value, f"--set {key}") if value.strip() else ""
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
