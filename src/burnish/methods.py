@@ -39,7 +39,7 @@ METHODS = {
     "lora": Method(RANKED, "2106.09685", low_rank=True),
     "rslora": Method(RANKED, "2312.03732", low_rank=True),
     "dora": Method(RANKED, "2402.09353"),
-    "pissa": Method(RANKED, "2404.02948", low_rank=True, starts=True),
+    "pissa": Method(RANKED, "2404.02948", low_rank=True, starts=True, rate=0.3),
     "loftq": Method(RANKED, "2310.08659", low_rank=True, starts=True),
     "ia3": Method({"targets": ["k_proj", "v_proj", "down_proj"]}, "2205.05638", rate=5.0, learns=0.5),
     "oft": Method({"block": 32, **LINEAR}, "2306.07280", rate=0.3),
