@@ -134,6 +134,8 @@ class Adapter(Section):
     alpha: Annotated[float, Field(gt=0, alias="lora_alpha")] = 32
     dropout: Annotated[float, Field(ge=0, lt=1, alias="lora_dropout")] = 0.0
     targets: Annotated[Paths, Field(alias="target_modules")] = ["all-linear"]
+    # A run, an adapter's folder or (full) a model's folder to go on from; all else of the training begins anew.
+    start: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Freeze(Section):
@@ -155,6 +157,8 @@ class Train(Section):
     )
     micro_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = "auto"  # tokens that go through the net at once
     warmup: Annotated[float, Field(ge=0, lt=1, alias="warmup_ratio")] = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # each layer's rate is that of the one above times this
+    gradual_unfreezing: Share = 0.0  # share of the run over which layers begin to train, from the top down
     weight_decay: Annotated[float, Field(ge=0)] = 0.01  # of matrices alone, adapters' among them
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = (
         None  # of the model's own layers; None: as its configuration has it
@@ -470,7 +474,10 @@ def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Pat
     distill = recipe.distill
     if distill.teacher:
         distill = distill.model_copy(update={"teacher": _beside(folder, distill.teacher)})
-    changed = {**_found(folder, recipe), "tasks": tasks, "model": model, "distill": distill}
+    adapter = recipe.adapter
+    if adapter.start:
+        adapter = adapter.model_copy(update={"start": _beside(folder, adapter.start)})
+    changed = {**_found(folder, recipe), "tasks": tasks, "model": model, "distill": distill, "adapter": adapter}
     return recipe.model_copy(update=changed)
 
 
