@@ -296,7 +296,13 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             groups = {name: part.train.groups for name, part in tokenized.tasks.items()}
             chats = {name: part.chat for name, part in tokenized.tasks.items()}
             learnt_by = {name: (distillation.by_heart(one), weight) for name, (one, weight) in tasks.items()}
-            seen = smoke(net, tasks, groups, chats, longest, settings.learning_rate, try_adapter, ladder, learnt_by)
+            rate = settings.learning_rate
+            if (
+                recipe.adapter.start
+            ):  # rows that are half known already, often at a low rate, take long to be known by heart
+                hidden = chosen.config.get_text_config().hidden_size
+                rate = max(rate, auto_learning_rate(hidden, recipe.adapter.method, settings.steps))
+            seen = smoke(net, tasks, groups, chats, longest, rate, try_adapter, ladder, learnt_by)
             settings = ladder.settings
             found = {"summary": seen.summary, "settings": asdict(settings), "ladder": ladder.taken}
             kept = run.keep("smoke", key, asdict(seen) | found | {"rounding": net.rounding})

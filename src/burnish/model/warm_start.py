@@ -191,7 +191,11 @@ def put_start(start: Start, model: nn.Module, head: Head | None) -> None:
     if start.kind == "adapter":
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, {name: value for name, value in tensors.items() if not _is_head(name)})
+        own_head = {
+            name: value for name, value in _state_of(model).items() if _is_head(name)
+        }  # PEFT wants all or nothing
+        adapter = {name: value for name, value in tensors.items() if not _is_head(name)}
+        set_peft_model_state_dict(model, adapter | own_head)
     if not keeps_head(start, head):
         return
     heads = {name.rsplit(".", 1)[-1]: value for name, value in tensors.items() if _is_head(name)}
