@@ -257,6 +257,13 @@ def test_an_adapter_on_fewer_layers_is_refused(recipe, earlier, tmp_path):
         burnish.run(values, out=tmp_path, quiet=True)
 
 
+def test_a_run_does_not_write_over_what_it_begins_with(recipe, earlier, tmp_path):
+    folder = shutil.copytree(earlier["lora"], tmp_path / "run")
+    with pytest.raises(RecipeError, match="write over"):
+        burnish.run(recipe("said", {"rank": 8, "start": str(folder)}), out=folder, quiet=True)
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("place", ["nowhere", "empty", "broken", "torn"])
 def test_a_start_that_cannot_be_read_is_refused(recipe, earlier, place, tmp_path):
     folder = tmp_path / place

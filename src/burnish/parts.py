@@ -133,7 +133,8 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
     )
     empty = empty_net(recipe, chosen, tokenized)
     if start := find_start(recipe.adapter):
-        check_start(start, empty, chosen.source, chosen.config)
+        trusted = recipe.trust_remote_code
+        check_start(start, empty, chosen.source, chosen.config, trust_remote_code=trusted)
     settings = replace(settings, one_row=by_edges(empty, device, settings.precision))
     return choose(wanted, chosen.config, empty, workload(recipe, tokenized, settings), settings)
 

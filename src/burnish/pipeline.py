@@ -158,7 +158,7 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
         key = key_of(source, made_of, config.to_dict(), files_key(files), importlib.metadata.version("burnish"))
         key = key_of(key, guide.key) if guide else key
-        start = find_start(recipe.adapter)
+        start = find_start(recipe.adapter, run.folder)
         key = key_of(key, files_key(start.files)) if start else key
         write_text(run.folder / "recipe.yaml", recipe.dump())
         if not recipe.goal:

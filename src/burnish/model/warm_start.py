@@ -47,11 +47,18 @@ class Start:
         return [str(path) for path in sorted(self.folder.glob("*")) if path.suffix in (".safetensors", ".json")]
 
 
-def find_start(adapter: Adapter) -> Start | None:
-    """What `adapter.start` names, None where it names nothing. Raises RecipeError where it is not there or of another method."""
+def find_start(adapter: Adapter, out: Path | None = None) -> Start | None:
+    """What `adapter.start` names, None where it names nothing. out: the folder of the run that begins there.
+
+    Raises RecipeError where it is not there, is of another method, or would be overwritten by what begins with it.
+    """
     if adapter.start is None:
         return None
     given = Path(adapter.start).expanduser()
+    if out and given.resolve().is_relative_to(out.resolve()):
+        raise RecipeError(
+            "the run would write over what it begins with", where=WHERE, expected="another folder", hint="--out ANOTHER"
+        )
     if not given.is_dir():
         raise RecipeError(
             f"there is no folder {adapter.start}",
@@ -98,7 +105,7 @@ def _nothing_there(given: Path, method: str) -> RecipeError:
     )
 
 
-def check_start(start: Start, model: nn.Module, source: str, config: Any) -> None:
+def check_start(start: Start, model: nn.Module, source: str, config: Any, *, trust_remote_code: bool = False) -> None:
     """Raise RecipeError unless the weights fit this adapted model, which may be on the meta device.
 
     source, config: of the base model. A score head need not fit: where labels differ, it begins anew.
@@ -122,7 +129,8 @@ def check_start(start: Start, model: nn.Module, source: str, config: Any) -> Non
                 expected=f"those of this task: {_few(head)}",
             )
     else:
-        _check_weights(start, model, config, where)
+        theirs = load_config(str(start.folder), trust_remote_code=trust_remote_code)
+        _check_weights(start, model, theirs.get_text_config(), config.get_text_config(), where)
 
 
 def _check_adapter(start: Start, model: Any, where: str) -> None:
@@ -161,8 +169,7 @@ def _check_adapter(start: Start, model: Any, where: str) -> None:
         raise RecipeError(f"{wrong} is {found[wrong]}", where=where, expected=f"{wanted[wrong]}, as in this model")
 
 
-def _check_weights(start: Start, model: Any, config: Any, where: str) -> None:
-    theirs, ours = load_config(str(start.folder)).get_text_config(), config.get_text_config()
+def _check_weights(start: Start, model: Any, theirs: Any, ours: Any, where: str) -> None:
     for name in SIZES:
         if getattr(theirs, name, None) != getattr(ours, name, None):
             raise RecipeError(

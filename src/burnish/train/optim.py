@@ -76,12 +76,9 @@ class Optim:
     ) -> None:
         self.parameters = dict(parameters)
         self.paces = {parameter: (paces or {}).get(name, Pace()) for name, parameter in self.parameters.items()}
-        self.unfrozen_at = max(
-            (pace.start for pace in self.paces.values()), default=0
-        )  # the step from which on nothing waits
         self.learning_rate, self.total, self.warmup, self.clip = learning_rate, total, warmup, clip
         self.weight_decay, self.kind, self.in_backward = weight_decay, kind, in_backward
-        self.recorded = recorded and not in_backward and not self.unfrozen_at
+        self.recorded = recorded and not in_backward and not any(pace.start for pace in self.paces.values())
         self.schedule = schedule or (lambda step: rate_at(step, total, warmup))
         self.steps = 0
         self._norms: dict[nn.Parameter, Tensor] = {}  # of this step, by the parameters that were updated within it
