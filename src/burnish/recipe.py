@@ -153,6 +153,8 @@ class Adapter(Section):
     block: Annotated[int | None, Field(ge=2, alias="oft_block_size")] = None  # of oft: numbers turned together
     tokens: Annotated[int | None, Field(ge=1, alias="num_virtual_tokens")] = None  # of prompt and prefix
     targets: Annotated[Paths | None, Field(alias="target_modules")] = None
+    # A run, an adapter's folder or (full) a model's folder to go on from; all else of the training begins anew.
+    start: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -187,6 +189,8 @@ class Train(Section):
     )
     micro_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = "auto"  # tokens that go through the net at once
     warmup: Annotated[float, Field(ge=0, lt=1, alias="warmup_ratio")] = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # each layer's rate is that of the one above times this
+    gradual_unfreezing: Share = 0.0  # share of the run over which layers begin to train, from the top down
     weight_decay: Annotated[float, Field(ge=0)] = 0.01  # of matrices alone, adapters' among them
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = (
         None  # of the model's own layers; None: as its configuration has it
@@ -504,7 +508,10 @@ def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Pat
     distill = recipe.distill
     if distill.teacher:
         distill = distill.model_copy(update={"teacher": _beside(folder, distill.teacher)})
-    changed = {**_found(folder, recipe), "tasks": tasks, "model": model, "distill": distill}
+    adapter = recipe.adapter
+    if adapter.start:
+        adapter = adapter.model_copy(update={"start": _beside(folder, adapter.start)})
+    changed = {**_found(folder, recipe), "tasks": tasks, "model": model, "distill": distill, "adapter": adapter}
     return recipe.model_copy(update=changed)
 
 

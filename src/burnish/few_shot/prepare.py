@@ -143,6 +143,9 @@ def recipe_of(study: Study, method: str, adapter: Adapter, seed: int, file: str,
             "seed": seed,
         }
     )
+    head = adapter.method == "head"
+    if head:
+        train = train.model_copy(update={"layer_decay": 1.0, "gradual_unfreezing": 0.0})
     data = recipe.data.model_copy(
         update={
             "train": [file],
@@ -153,7 +156,6 @@ def recipe_of(study: Study, method: str, adapter: Adapter, seed: int, file: str,
             "sample": None,
         }
     )
-    head = adapter.method == "head"
     return recipe.model_copy(
         update={
             "data": data,

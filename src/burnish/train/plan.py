@@ -188,6 +188,7 @@ def suited(wanted: Train, method: str) -> Train:
 def may_record(wanted: Train, settings: Settings) -> bool:
     """Whether a step can be a CUDA graph: everything that it touches must stay where it is."""
     fixed = settings.optimizer == "adamw" and not settings.in_backward and settings.recompute != "offload"
+    fixed = fixed and not wanted.gradual_unfreezing  # which changes who gets a gradient
     return wanted.graph is not False and settings.device.startswith("cuda") and fixed
 
 
