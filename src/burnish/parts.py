@@ -21,6 +21,7 @@ from burnish.errors import RecipeError
 from burnish.evaluate.runner import Exam, Item, make_items
 from burnish.evaluate.scored import ScoredExam
 from burnish.heads import chat_for, labels_of
+from burnish.methods import METHODS
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
 from burnish.model.constrained import Constraint
@@ -32,12 +33,13 @@ from burnish.model.load import Head, empty_model, load_model, on_device
 from burnish.model.net import Net
 from burnish.model.quantize import quantize
 from burnish.model.regularise import set_dropout
+from burnish.model.starts import before_tuning
 from burnish.model.warm_start import check_start, find_start, keeps_head, put_start
 from burnish.recipe import MAIN, Recipe
 from burnish.scoring import Scorer
 from burnish.train import memory
 from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate
-from burnish.train.plan import Plan, Workload, choose, make_plan, micro_candidates
+from burnish.train.plan import Plan, Workload, choose, make_plan, micro_candidates, suited
 
 if TYPE_CHECKING:
     from burnish.distillation import Guide
@@ -111,7 +113,7 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
     Raises RecipeError for what this machine cannot do.
     """
     device = memory.device_of_choice()
-    wanted = recipe.train
+    wanted = suited(recipe.train, recipe.adapter.method)
     rows = len(tokenized.train.groups)
     batch = auto_batch_size(rows) if wanted.batch_size == "auto" else wanted.batch_size
     steps = total_steps(rows, batch, wanted.epochs, wanted.max_steps)
@@ -130,12 +132,14 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
         precision=memory.precision_of_choice(wanted.precision, device, recipe.adapter.method),
         device=str(device),
         compile=device.type == "cuda" if wanted.compile == "auto" else wanted.compile,
+        recomputable=recipe.adapter.method != "prefix",
     )
     empty = empty_net(recipe, chosen, tokenized)
     if start := find_start(recipe.adapter):
         trusted = recipe.trust_remote_code
         check_start(start, empty, chosen.source, chosen.config, trust_remote_code=trusted)
-    settings = replace(settings, one_row=by_edges(empty, device, settings.precision))
+    apart = not METHODS[recipe.adapter.method].prompts  # learnt tokens come before each sequence in a row of its own
+    settings = replace(settings, one_row=apart and by_edges(empty, device, settings.precision))
     return choose(wanted, chosen.config, empty, workload(recipe, tokenized, settings), settings)
 
 
@@ -231,8 +235,8 @@ def base_of(recipe: Recipe, chosen: Chosen, net: Net) -> Iterator[Net]:
     So is the model below a score head: before tuning it has no such head, but it can write.
     """
     if hasattr(net.model, "disable_adapter") and net.language_model.get_output_embeddings() is not None:
-        with net.model.disable_adapter():
-            yield net
+        with before_tuning(net.model) as base:
+            yield net if base is net.model else Net(base, precision=net.precision)
         return
     dtype = net.language_model.dtype
     base = on_device(

@@ -51,6 +51,7 @@ from burnish.joint import (
     tasks_of,
     tokenized_rows,
 )
+from burnish.methods import METHODS
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
 from burnish.model.depth import as_table, by_depth
 from burnish.model.load import Head, find_model, load_config, load_tokenizer
@@ -296,13 +297,12 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             groups = {name: part.train.groups for name, part in tokenized.tasks.items()}
             chats = {name: part.chat for name, part in tokenized.tasks.items()}
             learnt_by = {name: (distillation.by_heart(one), weight) for name, (one, weight) in tasks.items()}
-            rate = settings.learning_rate
-            if (
-                recipe.adapter.start
-            ):  # rows that are half known already, often at a low rate, take long to be known by heart
+            rate, method = settings.learning_rate, recipe.adapter.method
+            if recipe.adapter.start:  # what is half known already, often at a low rate, takes long to be known by heart
                 hidden = chosen.config.get_text_config().hidden_size
-                rate = max(rate, auto_learning_rate(hidden, recipe.adapter.method, settings.steps))
-            seen = smoke(net, tasks, groups, chats, longest, rate, try_adapter, ladder, learnt_by)
+                rate = max(rate, auto_learning_rate(hidden, method, settings.steps))
+            learns = METHODS[method].learns
+            seen = smoke(net, tasks, groups, chats, longest, rate, try_adapter, ladder, learnt_by, learns)
             settings = ladder.settings
             found = {"summary": seen.summary, "settings": asdict(settings), "ladder": ladder.taken}
             kept = run.keep("smoke", key, asdict(seen) | found | {"rounding": net.rounding})
@@ -360,7 +360,7 @@ def rows_to_round_on(chosen: Chosen, tokenized: Tokenized, count: int = 32) -> l
 def make_ladder(
     run: Run, recipe: Recipe, net: Net, settings: memory.Settings, feed: Feed, optim: Optim | None = None
 ) -> Ladder:
-    low_rank = recipe.adapter.method not in ("full", "head")
+    low_rank = METHODS[recipe.adapter.method].low_rank
     return Ladder(net, settings, feed, low_rank=low_rank, optim=optim, say=run.progress.say)
 
 
@@ -540,9 +540,9 @@ def train_alone(
 def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained) -> None:
     """9: files that load anywhere, held against the model that was evaluated, and a card."""
     with run.step("deploy") as record:
-        wanted = [
-            name for name in recipe.deploy.export if name == "merged" or recipe.adapter.method not in ("full", "head")
-        ]
+        method = METHODS[recipe.adapter.method]
+        can = {"adapter": method.beside, "merged": method.merges}
+        wanted = [name for name in recipe.deploy.export if can[name]]
         key = key_of(trained.key, trained.report["best_step"], wanted, run.parts["model"]["head"])
         kept = run.kept("deploy", key)
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):

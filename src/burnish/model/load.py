@@ -310,6 +310,9 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to each other
+            warnings.filterwarnings(
+                "ignore", "Unsupported layer type", UserWarning
+            )  # PEFT of norms, which it does tune
             yield
     finally:
         logging.set_verbosity(level)

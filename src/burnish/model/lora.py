@@ -15,7 +15,13 @@ class LoraLinear(Linear):
     PEFT's own way casts the input to the adapter's float32, keeps that copy for the backward pass and adds a product of the output's
     size twice over; with bf16 weights it takes about half of a step's time. A base layer with a method `low_rank` (the 8-bit and 4-bit
     ones of `quantize`) brings its own products.
+
+    start: A and B as they began, where the base is not the model without them (see `starts`). from_loss: they are still to begin, with
+    what the base loses when it is stored in few bits.
     """
+
+    start: tuple[Tensor, Tensor] | None = None
+    from_loss = False
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name, base = self._only_adapter(), self.base_layer

@@ -18,6 +18,7 @@ from burnish.errors import RecipeError
 from burnish.model import fp8
 from burnish.model.frozen import FrozenLinear
 from burnish.model.lora import LoraLinear
+from burnish.model.starts import begin_with_loss
 
 BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share one
 
@@ -167,7 +168,10 @@ def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.dev
         raise RecipeError(found, where=f"train.precision ({kind})", hint=hint)
     for layer in suited:
         base: Any = layer.base_layer
-        layer.base_layer = _kind_of(kind, device or base.weight.device, base)(base.to(device))
+        stored = _kind_of(kind, device or base.weight.device, base)(base.to(device))
+        layer.base_layer = stored
+        if layer.from_loss:
+            begin_with_loss(layer, base.weight.detach().float() - stored.dense())
     return len(suited)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from burnish.methods import METHODS
 from burnish.model.depth import Pace
 from burnish.model.quantize import without_bitsandbytes
 from burnish.model.recorded import Recording
@@ -24,14 +25,14 @@ def auto_learning_rate(hidden_size: int, method: str, steps: int) -> float:
     """The peak learning rate from the size of the model: 5e-5 * (2000 / hidden)^0.781, times 10 for LoRA, 15 in runs under 100 steps.
 
     Source: Schulman et al. 2025, "LoRA Without Regret": LoRA's best rate is about ten times that of full fine-tuning, about
-    fifteen times in short runs, and nearly free of the rank.
+    fifteen times in short runs, and nearly free of the rank. `METHODS` says how the rates of other adapters stand to LoRA's.
     """
     full = 5e-5 * (2000 / hidden_size) ** 0.781
     if method == "full":
         return full
     if method == "head":
         return HEAD_RATE
-    return full * (15 if steps < 100 else 10)
+    return full * (15 if steps < 100 else 10) * METHODS[method].rate
 
 
 def auto_batch_size(rows: int) -> int:
