@@ -301,8 +301,8 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             if recipe.adapter.start:  # what is half known already, often at a low rate, takes long to be known by heart
                 hidden = chosen.config.get_text_config().hidden_size
                 rate = max(rate, auto_learning_rate(hidden, method, settings.steps))
-            learns = METHODS[method].learns
-            seen = smoke(net, tasks, groups, chats, longest, rate, try_adapter, ladder, learnt_by, learns)
+            enough = METHODS[method].learns
+            seen = smoke(net, tasks, groups, chats, longest, rate, try_adapter, ladder, learnt_by, enough)
             settings = ladder.settings
             found = {"summary": seen.summary, "settings": asdict(settings), "ladder": ladder.taken}
             kept = run.keep("smoke", key, asdict(seen) | found | {"rounding": net.rounding})
