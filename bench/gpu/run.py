@@ -133,6 +133,8 @@ def one_line(run: dict[str, Any]) -> str:
     if "error" in run:
         return f"{start}: FAILED: {run['error']}"
     peak = f"{run['peak_gib']:.1f} GiB" if run["peak_gib"] is not None else "no card"
+    if run.get("predicted_gib"):
+        peak += f" ({run['predicted_gib']:.1f} predicted)"
     low, middle, high = run["step_ms"]
     return (
         f"{start}: {run['tokens_per_second']:,.0f} tok/s, {100 * run['of_rate']:.1f}% of 798, step {low:.0f}/{middle:.0f}/{high:.0f} ms, "
