@@ -126,6 +126,7 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
         precision=memory.precision_of_choice(wanted.precision, device, recipe.adapter.method),
         device=str(device),
         compile=device.type == "cuda" if wanted.compile == "auto" else wanted.compile,
+        average=wanted.average > 0,
     )
     empty = empty_net(recipe, chosen, tokenized)
     settings = replace(settings, one_row=by_edges(empty, device, settings.precision))

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from burnish.errors import Interrupted
+from burnish.train.average import Average
 from burnish.train.checkpoint import Checkpoint, Store, random_state
 from burnish.train.ladder import Ladder
 from burnish.train.loop import Step
@@ -152,7 +153,7 @@ class Validate:
 class Save:
     """Saves every so many steps, or about once a minute where `every` is None; at each best validation; and when told to.
 
-    ladder: whose rung is saved too, so that a run goes on from there.
+    ladder: whose rung is saved too, so that a run goes on from there. average: whose weights are those of the checkpoint.
     """
 
     store: Store
@@ -162,6 +163,7 @@ class Save:
     every: int | None = None
     interval: float = 60.0
     ladder: Ladder | None = None
+    average: Average = field(default_factory=lambda: Average({}, 0.0))
     saved: int = -1
     _last: float = field(default_factory=time.monotonic)
 
@@ -186,8 +188,9 @@ class Save:
             "ladder": self.ladder.state_dict() if self.ladder else None,
         }
         best = self.validate.best
-        checkpoint = Checkpoint(dict(self.optim.parameters), self.optim.state_tensors(), state)
-        self.store.save(checkpoint, step, best=best.step if best else None)
+        with self.average.held() as iterates:
+            checkpoint = Checkpoint(dict(self.optim.parameters), self.optim.state_tensors() | iterates, state)
+            self.store.save(checkpoint, step, best=best.step if best else None)
         self.saved, self._last = step, time.monotonic()
 
 
