@@ -97,8 +97,12 @@ def make_model(model_folder):
 @pytest.fixture
 def make_classifier(model_folder, tokenizer):
     """A function from the name of a family to a fresh tiny model in float32 with a score head for LABELS: the same weights each time."""
-    head = Head(LABELS, tokenizer.pad_token_id)
-    return lambda architecture="llama": load_model(model_folder(architecture), dtype=torch.float32, head=head).eval()
+
+    def make(architecture="llama", kind="classify", labels=LABELS):
+        head = Head(labels, tokenizer.pad_token_id, kind=kind)
+        return load_model(model_folder(architecture), dtype=torch.float32, head=head).eval()
+
+    return make
 
 
 @pytest.fixture(params=ARCHITECTURES)

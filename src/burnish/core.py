@@ -106,6 +106,7 @@ class Outputs:
 
     logp: (R,T) float32, log p(ids[t] | ids[<t]) within the sequence; 0 where the weight is 0.
     score: (S,C) float32, what the score head makes of each sequence's last token.
+    token_score: (R,T,C) float32, what the score head makes of each token.
     mean_logp: (R,T) float32, log p averaged over the vocabulary, where logp stands.
     soft_logp: (R,T) float32, sum_k q_k log p(k) over the streams `teacher_ids` and `teacher_shares` (R,T,K), the rest as one event.
     divergence: (R,T) float32, from the distribution of a teacher that reads the same batch.
@@ -114,6 +115,7 @@ class Outputs:
 
     logp: Tensor | None = None
     score: Tensor | None = None
+    token_score: Tensor | None = None
     mean_logp: Tensor | None = None
     soft_logp: Tensor | None = None
     divergence: Tensor | None = None

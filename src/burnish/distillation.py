@@ -615,7 +615,7 @@ def beside_teacher(
         net = student_net.teacher.net if student_net.teacher else guide.load(recipe)
         own = replace(exam, items=make_items(tokenized.test.rows, chat, recipe.data.group_by))
         if isinstance(own, ScoredExam):
-            own = replace(own, labels=chat.labels)
+            own = replace(own, head=replace(own.head, labels=chat.labels))
         sampler = Sampler(net.model, guide.tokenizer, chat.end_ids)
         teacher = own.sit(
             net, sampler, lambda done: run.progress.update(f"the teacher: {done} of {len(own.items)} answers")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from burnish import distillation
 from burnish.core import Batch, Loss, Objective, Outputs
-from burnish.data.augment import augment
+from burnish.data.augment import augment, is_generated
 from burnish.data.dedup import Match
 from burnish.data.ledger import Ledger
 from burnish.data.render import Chat, render_rows
@@ -24,8 +24,9 @@ from burnish.evaluate.runner import Exam, Sitting, check_answerable
 from burnish.evaluate.tasks import alone_of, held_against
 from burnish.folder import Run
 from burnish.guards import Evidence
+from burnish.heads import SCORED, check_kind, fitted, label_counts, labels_of, span_of
 from burnish.objectives import make_objective
-from burnish.parts import TASK, Chosen, Tokenized, chat_of, labels_of, make_exams, read_schema, shares
+from burnish.parts import TASK, Chosen, Tokenized, chat_of, make_exams, read_schema, shares
 from burnish.recipe import Recipe
 from burnish.rewriter import rewriter
 from burnish.scoring import scorer_for
@@ -34,14 +35,27 @@ from burnish.scoring import scorer_for
 def objective_of(recipe: Recipe) -> Objective:
     """What a task's recipe wants to be learnt. Raises RecipeError where the task cannot learn so."""
     objective = make_objective(recipe.objective, recipe.loss)
-    if "score" in objective.needs and recipe.task.kind != "classify":
-        raise RecipeError(
-            f"the objective {recipe.objective} learns labels, and the task is to {recipe.task.kind}",
-            where="task.kind",
-            expected="classify",
-            hint="--set task.kind=classify   or --set objective=sft",
-        )
+    check_kind(recipe, objective)
     return objective
+
+
+def check_alone(recipe: Recipe, task: Recipe) -> None:
+    """Raise RecipeError where a task of several, or one with a teacher, is of a kind that a run has for itself."""
+    beside = "beside other tasks" if recipe.tasks else "with a teacher" if recipe.distill.teacher else ""
+    if beside and task.task.kind in set(SCORED) - {"classify"}:
+        raise RecipeError(
+            f"the task is to {task.task.kind}",
+            where="task.kind",
+            expected=f"{beside} one of: chat, generate, classify, extract",
+            hint="burnish run   on a recipe of its own",
+        )
+    if recipe.tasks and task.task.constrained:
+        raise RecipeError(
+            "answers are held to a schema",
+            where="task.constrained",
+            expected=f"false {beside}",
+            hint="constrained: false",
+        )
 
 
 def files_of(recipe: Recipe) -> list[str]:
@@ -94,13 +108,25 @@ def tokenized_rows(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded, l
     return Tokenized(chat, train, validation, test)
 
 
-def exams_of(recipe: Recipe, tokenized: Tokenized, guarded: Guarded, start: int) -> dict[str, Exam]:
+def labelled(recipe: Recipe, guarded: Guarded, *, with_generated: bool = True) -> Counter[str]:
+    """Training items of each label; with its task's name before it where several tasks have labels."""
+    naming = [name for name, one in recipe.each.items() if one.task.kind in ("classify", "multilabel")]
+    counts = Counter[str]()
+    for name in naming:
+        rows = [row for row in guarded.tasks[name].train if with_generated or not is_generated(row)]
+        for label, count in label_counts(recipe.each[name].task.kind, rows).items():
+            if label:
+                counts[f"{name}: {label}" if len(naming) > 1 else label] += count
+    return counts
+
+
+def exams_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, guarded: Guarded, start: int) -> dict[str, Exam]:
     """The exams of one task."""
-    task, labels = recipe.task, labels_of(recipe, guarded)
+    task = recipe.task
     answered = check_answerable([*tokenized.validation.rows, *tokenized.test.rows])
-    schema = read_schema(task.json_schema)
-    scorer = scorer_for(task.kind, task.metric, schema=schema, labels=labels) if answered else None
-    return make_exams(recipe, tokenized, scorer, start)
+    told: dict[str, Any] = {"labels": labels_of(recipe, guarded.train), "span": span_of(task.kind, guarded.train)}
+    scorer = scorer_for(task.kind, task.metric, schema=read_schema(task.json_schema), **told) if answered else None
+    return make_exams(recipe, chosen, tokenized, scorer, start)
 
 
 class Sliced:
@@ -145,26 +171,14 @@ def starts_of(tokenized: Tokenized) -> dict[str, int]:
     return starts
 
 
-def fitted(objective: Objective, tokenized: Tokenized) -> Objective:
-    """The objective with what its options need of the training labels, such as balanced weights. Raises RecipeError."""
-    fit: Callable[..., Objective] | None = getattr(objective, "fitted", None)
-    labels = tokenized.chat.labels
-    if fit is None:
-        return objective
-    try:
-        return fit(labels, Counter(row.answer_text() for row in tokenized.train.rows))
-    except ValueError as error:
-        expected = f"a weight for each of: {', '.join(labels)}"
-        raise RecipeError(str(error), where="loss.class_weights", expected=expected) from error
-
-
 def tasks_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> dict[str, tuple[Objective, float]]:
     """Task -> its objective and 1: its mean loss counts by its part of a step's groups already, which goes by its share."""
     starts, width = starts_of(tokenized), len(tokenized.chat.labels)
     found: dict[str, tuple[Objective, float]] = {}
     for name, objective in chosen.objectives.items():
-        own = len(tokenized.tasks[name].chat.labels)
-        objective = fitted(objective, tokenized.tasks[name])
+        part = tokenized.tasks[name]
+        own = len(part.chat.labels)
+        objective = fitted(objective, part.chat.kind, part.chat.labels, part.train.rows)
         objective = Sliced(objective, starts[name], starts[name] + own) if 0 < own < width else objective
         found[name] = objective, 1.0
     return found

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from burnish.core import Group, Objective
-from burnish.data.classes import Classes
 from burnish.data.feed import Feed, total_steps
 from burnish.data.mixture import Mixture, shares_of
 from burnish.data.render import Chat, Rendered, system_prompt
@@ -21,8 +20,10 @@ from burnish.data.split import Guarded
 from burnish.errors import RecipeError
 from burnish.evaluate.runner import Exam, Item, make_items
 from burnish.evaluate.scored import ScoredExam
+from burnish.heads import chat_for, labels_of
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
+from burnish.model.constrained import Constraint
 from burnish.model.fast import accelerate
 from burnish.model.features import CachedBody
 from burnish.model.likelihood import sequence_logp
@@ -56,6 +57,7 @@ class Chosen:
     key: str
     mixed: dict[str, Objective] = field(default_factory=dict)
     teacher: Guide | None = None
+    constraint: Constraint | None = None
 
     @property
     def objectives(self) -> dict[str, Objective]:
@@ -135,17 +137,21 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
 
 def chat_of(recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Chat:
     """What turns rows into ids: a conversation to continue, or a text for a score head to name the class of."""
-    labels = labels_of(recipe, guarded)
+    labels = labels_of(recipe, guarded.train)
     system = system_prompt(recipe.task.goal, labels)
-    if "score" in chosen.objective.needs:
-        return Classes(chosen.tokenizer, labels, system=system, max_length=recipe.train.max_length)
+    if {"score", "token_score"} & chosen.objective.needs:
+        how = {"system": system, "max_length": recipe.train.max_length}
+        return chat_for(recipe.task.kind, chosen.tokenizer, labels, guarded.train, **how)
     return Chat(chosen.tokenizer, system=system, max_length=recipe.train.max_length)
 
 
 def head_of(recipe: Recipe, chosen: Chosen, chat: Chat) -> Head | None:
     """The score head that the rows are rendered for, beside the vocabulary's where a task writes; None where none scores."""
+    if not chat.labels:
+        return None
     writes = any("logp" in objective.needs for objective in chosen.objectives.values())
-    return Head(chat.labels, chosen.tokenizer.pad_token_id, recipe.train.seed, writes) if chat.labels else None
+    seed = recipe.train.seed
+    return Head(chat.labels, chosen.tokenizer.pad_token_id, seed, writes, chat.kind, mean=chat.mean, spread=chat.spread)
 
 
 def load_net(
@@ -165,7 +171,8 @@ def load_net(
         if settings.precision in ("fp8", "nf4"):
             room = memory.room(device, recipe.train.memory_limit)
             return _quantized(adapt(model, recipe.adapter, recipe.freeze), settings, rows, room)
-        kind = CachedBody if recipe.adapter.method == "head" else Net
+        by_text = recipe.adapter.method == "head" and "score" in chosen.objective.needs  # not by token
+        kind = CachedBody if by_text else Net
         return kind(adapt(model.to(device), recipe.adapter, recipe.freeze), precision=settings.precision)
 
     net: Net = on_device(make, device)
@@ -241,7 +248,7 @@ def shares(recipe: Recipe, tokenized: Tokenized) -> dict[str, float]:
 
 def check_head(recipe: Recipe, objective: Objective) -> None:
     """Raise RecipeError where a head alone is to be trained and the objective has none."""
-    if "score" not in objective.needs:
+    if not {"score", "token_score"} & objective.needs:
         raise RecipeError(
             f"the objective {recipe.objective} writes text, so there is no head that could be trained alone",
             where="adapter.method (head)",
@@ -320,15 +327,17 @@ def workload(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) ->
     )
 
 
-def make_exams(recipe: Recipe, tokenized: Tokenized, scorer: Scorer | None, start: int = 0) -> dict[str, Exam]:
+def make_exams(
+    recipe: Recipe, chosen: Chosen, tokenized: Tokenized, scorer: Scorer | None, start: int = 0
+) -> dict[str, Exam]:
     """The exam of each held-out split, and `base`, which the base model sits: the test's, or the same questions to be answered in text.
 
     start: the number of the first of its labels in the score head.
     """
     chat, row_tokens = tokenized.chat, recipe.train.max_length
-    longest = max(
-        (len(chat.tokenizer(one)["input_ids"]) for one in chat.labels), default=tokenized.train.longest_answer
-    )
+    said = [row.answer_text() for row in tokenized.train.rows] if chat.labels else []
+    longest = max((len(chat.tokenizer(one)["input_ids"]) for one in said), default=tokenized.train.longest_answer)
+    head = head_of(recipe, chosen, chat)
     room = recipe.task.max_new_tokens or min(512, longest * 5 // 4 + 8)
 
     def items_of(split: str, chat: Chat) -> list[Item]:
@@ -338,9 +347,7 @@ def make_exams(recipe: Recipe, tokenized: Tokenized, scorer: Scorer | None, star
     for split in ("validation", "test"):
         items = items_of(split, chat)
         exams[split] = (
-            ScoredExam(items, scorer, room, row_tokens, chat.labels, start)
-            if chat.labels
-            else Exam(items, scorer, room, row_tokens)
+            ScoredExam(items, scorer, room, row_tokens, head, start) if head else Exam(items, scorer, room, row_tokens)
         )
     if not chat.labels:
         return exams | {"base": exams["test"]}
@@ -348,11 +355,17 @@ def make_exams(recipe: Recipe, tokenized: Tokenized, scorer: Scorer | None, star
     return exams | {"base": Exam(items_of("test", writing), scorer, room, row_tokens)}
 
 
-def labels_of(recipe: Recipe, guarded: Guarded) -> list[str]:
-    """The labels of a classification, from the recipe or from the training rows; none for other tasks."""
-    if recipe.task.kind != "classify":
-        return []
-    return recipe.task.labels or sorted({row.answer_text() for row in guarded.train})
+def constraint_of(recipe: Recipe) -> Constraint | None:
+    """What answers are held to while they are written. Raises RecipeError where that cannot be done."""
+    if not recipe.task.constrained:
+        return None
+    if recipe.task.kind != "extract":
+        raise RecipeError(
+            f"the task is {recipe.task.kind}", where="task.constrained", expected="extract, whose answers are JSON"
+        )
+    constraint = Constraint(read_schema(recipe.task.json_schema) or {"type": "object"})
+    assert constraint.grammar
+    return constraint
 
 
 def read_schema(schema: dict[str, Any] | str | None) -> dict[str, Any] | None:

@@ -38,10 +38,12 @@ from burnish.guards import Evidence, check_all
 from burnish.joint import (
     against_alone,
     augmented,
+    check_alone,
     described,
     exams_of,
     files_of,
     joined,
+    labelled,
     objective_of,
     place_of,
     restored,
@@ -50,7 +52,7 @@ from burnish.joint import (
     tokenized_rows,
 )
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
-from burnish.model.load import find_model, load_config, load_tokenizer
+from burnish.model.load import Head, find_model, load_config, load_tokenizer
 from burnish.model.net import Net
 from burnish.model.quantize import quantize
 from burnish.model.sample import Sampler
@@ -61,6 +63,7 @@ from burnish.parts import (
     Tried,
     base_of,
     check_head,
+    constraint_of,
     head_of,
     load_net,
     make_feed,
@@ -105,7 +108,7 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
             settings = decide(run, recipe, chosen, tokenized)
             tried = try_out(run, recipe, chosen, tokenized, settings)
             set_up(run, recipe, chosen, tokenized, tried.settings)
-            exams = define_metric(run, recipe, tokenized, guarded)
+            exams = define_metric(run, recipe, chosen, tokenized, guarded)
             trained = train(run, recipe, chosen, tokenized, tried, exams, stop)
             evaluate(run, recipe, chosen, tokenized, trained, exams, stop)
             deploy(run, recipe, chosen, tokenized, trained)
@@ -143,9 +146,11 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         for name, one in recipe.each.items():
             with named(recipe, name):
                 objectives[name] = distillation.taught(objective_of(one), one, guide)
+                check_alone(recipe, one)
                 if one.adapter.method == "head":
                     check_head(one, objectives[name])
                 files += files_of(one)
+        constraint = None if recipe.tasks else constraint_of(recipe)
         parts = [(one.name, one.stat()) for one in sorted(Path(source).glob("*"))]
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
         key = key_of(source, made_of, config.to_dict(), files_key(files), importlib.metadata.version("burnish"))
@@ -159,7 +164,7 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         what = " and ".join(dict.fromkeys(f"{one.task.kind}, {one.objective}" for one in each))
         record["summary"] = f"{recipe.model} for {what}, on {', '.join(Path(name).name for name in files)}"
         mixed = objectives if recipe.tasks else {}
-        return Chosen(source, config, tokenizer, next(iter(objectives.values())), key, mixed, guide)
+        return Chosen(source, config, tokenizer, next(iter(objectives.values())), key, mixed, guide, constraint)
 
 
 def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
@@ -191,17 +196,11 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
             cut_back(ledger_file, kept["ledger_bytes"])  # tokenizing enters its rows anew
             guarded = restored(run, recipe, kept["matches"])
         rows = {split: len(getattr(guarded, split)) for split in SPLITS}
-        naming = [name for name, one in recipe.each.items() if one.task.kind == "classify"]
-        labelled = [
-            (f"{name}: {row.answer_text()}" if len(naming) > 1 else row.answer_text(), is_generated(row))
-            for name in naming
-            for row in guarded.tasks[name].train
-        ]
         made, written = generated(guarded.train), sum(not is_generated(row) for row in guarded.train)
         run.parts["data"] = {**kept["data"], **rows, "generated": made}
-        if labelled:
-            run.parts["data"]["labels"] = dict(Counter(label for label, _ in labelled).most_common())
-        labels = Counter(label for label, by_us in labelled if not by_us)
+        if counts := labelled(recipe, guarded):
+            run.parts["data"]["labels"] = dict(counts.most_common())
+        labels = labelled(recipe, guarded, with_generated=False)
         run.learn(
             rows=rows | {"train": written},  # what is generated makes small data no larger
             read=kept["data"]["read"],
@@ -255,7 +254,9 @@ def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Toke
             "lengths": lengths,
         }
         share = train.trained / train.tokens
-        learnt = f"{len(chat.labels)} labels" if chat.labels else f"{train.trained:,} of them trained ({share:.0%})"
+        learnt = f"{train.trained:,} of them trained ({share:.0%})"
+        if chat.labels:
+            learnt = "a number for each text" if chat.kind == "regress" else f"{len(chat.labels)} labels"
         record["summary"] = f"{train.tokens:,} tokens, {learnt}, {train.truncated} sequences cut"
         return tokenized
 
@@ -358,12 +359,12 @@ def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, setti
         )
 
 
-def define_metric(run: Run, recipe: Recipe, tokenized: Tokenized, guarded: Guarded) -> dict[str, Exam]:
+def define_metric(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, guarded: Guarded) -> dict[str, Exam]:
     """6: what a good answer is, as an exam over the validation rows, one over the locked test rows, and the base model's own."""
     with run.step("metric") as record:
         starts = starts_of(tokenized)
         apart = {
-            name: exams_of(one, tokenized.tasks[name], guarded.tasks[name], starts[name])
+            name: exams_of(one, chosen.of(name), tokenized.tasks[name], guarded.tasks[name], starts[name])
             for name, one in recipe.each.items()
         }
         exams = {
@@ -372,6 +373,8 @@ def define_metric(run: Run, recipe: Recipe, tokenized: Tokenized, guarded: Guard
         }
         metric = exams["test"].metric
         run.parts["task"] |= {"metric": metric}
+        if chosen.constraint:
+            run.parts["task"] |= {"constrained": dict(chosen.constraint.schema)}
         sizes = f"{len(exams['validation'].items)} questions to validate with, {len(exams['test'].items)} locked"
         record["summary"] = f"{metric}; {sizes}; {exams['test'].manner}"
         return exams
@@ -408,7 +411,7 @@ def train(
                 feed=feed,
                 optim=optim,
                 exam=exams["validation"].first(recipe.train.validation_items),
-                sampler=Sampler(net.model, chosen.tokenizer, tokenized.chat.end_ids),
+                sampler=sampler_of(chosen, net, tokenized),
                 store=store,
                 settings=recipe.train,
                 progress=run.progress,
@@ -463,11 +466,17 @@ def evaluate(
         key = key_of(trained.key, trained.report["best_step"], run.evidence.test_hash, tasks)
         kept = run.kept("evaluate", key)
         if kept is None:
-            tuned = sit(run, exam, trained.net, tokenized, "tuned")
+            sampler = sampler_of(chosen, trained.net, tokenized)
+            exam = exam.learning_from(exams["validation"], lambda one: sit(run, one, trained.net, sampler, "tuned"))
+            tuned = sit(run, exam, trained.net, sampler, "tuned")
             with base_of(recipe, chosen, trained.net) as base_net:
-                base = sit(run, exams["base"], base_net, tokenized, "base")
+                base = sit(run, exams["base"], base_net, sampler_of(chosen, base_net, tokenized), "base")
             beside = distillation.beside_teacher(run, recipe, chosen, tokenized, exam, trained.net, tuned)
-            kept = run.keep("evaluate", key, compare_all(exam, base, tuned, seed=recipe.train.seed) | beside)
+            found = compare_all(exam, base, tuned, seed=recipe.train.seed) | exam.details(tuned) | beside
+            if chosen.constraint:
+                free = sit(run, exam, trained.net, replace(sampler, constraint=None), "unconstrained")
+                found["constrained"] = {"with": exam.figures(tuned), "without": exam.figures(free)}
+            kept = run.keep("evaluate", key, found)
         else:
             record["status"] = "reused"
         if recipe.tasks and recipe.mixing.compare_alone:
@@ -478,6 +487,9 @@ def evaluate(
         if "distillation" in kept:
             run.parts["distillation"] = kept["distillation"]
         run.parts["evaluation"] = kept
+        if head := kept.get("head"):  # which now knows its temperature and thresholds
+            run.parts["model"]["head"] = head
+            Head.restored(head).note(trained.net.language_model.config)
         run.learn(evaluation=kept)
         low, high = kept["ci95"]
         record["summary"] = (
@@ -493,7 +505,8 @@ def train_alone(
     chosen, tokenized = chosen.of(task), tokenized.tasks[task]
     tried = try_out(run, recipe, chosen, tokenized, decide(run, recipe, chosen, tokenized))
     trained = train(run, recipe, chosen, tokenized, tried, exams, stop)
-    return sit(run, exams["test"], trained.net, tokenized, "single-task")
+    sampler = sampler_of(chosen, trained.net, tokenized)
+    return sit(run, exams["test"], trained.net, sampler, "single-task")
 
 
 def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained) -> None:
@@ -502,7 +515,7 @@ def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, train
         wanted = [
             name for name in recipe.deploy.export if name == "merged" or recipe.adapter.method not in ("full", "head")
         ]
-        key = key_of(trained.key, trained.report["best_step"], wanted)
+        key = key_of(trained.key, trained.report["best_step"], wanted, run.parts["model"]["head"])
         kept = run.kept("deploy", key)
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):
             parts = tokenized.tasks.values()
@@ -550,8 +563,11 @@ def finish(run: Run, recipe: Recipe) -> dict[str, Any]:
     return report
 
 
-def sit(run: Run, exam: Exam, net: Net, tokenized: Tokenized, who: str) -> Sitting:
-    sampler = Sampler(net.model, tokenized.chat.tokenizer, tokenized.chat.end_ids)
+def sampler_of(chosen: Chosen, net: Net, tokenized: Tokenized) -> Sampler:
+    return Sampler(net.model, tokenized.chat.tokenizer, tokenized.chat.end_ids, constraint=chosen.constraint)
+
+
+def sit(run: Run, exam: Exam, net: Net, sampler: Sampler, who: str) -> Sitting:
     return exam.sit(
         net, sampler, lambda done: run.progress.update(f"the {who} model: {done} of {len(exam.items)} answers")
     )

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from burnish.errors import RecipeError
 
-Kind = Literal["chat", "generate", "classify", "extract"]
+Kind = Literal["chat", "generate", "classify", "extract", "multilabel", "regress", "tag"]
 Precision = Literal["auto", "fp32", "bf16", "fp8", "nf4"]
 Recompute = Literal["auto", "none", "elementwise", "mlp", "all", "offload"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -60,7 +60,8 @@ class Task(Section):
     goal: str = ""  # one sentence; becomes the system prompt where the data has none
     metric: str | None = None  # None: the main one of the kind
     json_schema: dict[str, Any] | str | None = Field(None, alias="schema")  # for extract: a JSON schema, or its file
-    labels: list[str] = []  # for classify: the set of labels; empty: those of the training data
+    constrained: bool = False  # for extract: an answer can be nothing but JSON that fits the schema
+    labels: list[str] = []  # for classify, multilabel, tag: the set of labels; empty: those of the training data
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # None: a little more than the longest training answer
 
 

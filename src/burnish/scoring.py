@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from burnish.errors import RecipeError
+from burnish.scoring_heads import HEADS
 
 Figures = dict[str, float]
 Answered = Sequence[tuple[str, str]]  # (answer, reference) of each item
@@ -22,6 +23,9 @@ METRICS: dict[str, tuple[str, ...]] = {  # what a recipe may name; the first of 
     "generate": ("exact_match", "contains"),
     "classify": ("accuracy", "macro_f1"),
     "extract": ("json_fields", "exact", "valid_json", "schema_valid"),
+    "multilabel": ("micro_f1", "macro_f1", "sample_f1", "exact"),
+    "regress": ("closeness", "spearman", "r2"),
+    "tag": ("span_f1", "tag_accuracy"),
 }
 
 
@@ -44,12 +48,18 @@ class Scorer(Protocol):
 
 
 def scorer_for(
-    kind: str, metric: str | None = None, *, schema: Mapping[str, Any] | None = None, labels: Sequence[str] = ()
+    kind: str,
+    metric: str | None = None,
+    *,
+    schema: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
+    span: tuple[float, float] = (0.0, 1.0),
 ) -> Scorer:
     """The scorer of a kind of task.
 
     metric: its main figure, one of METRICS[kind]; None is the first of them. schema: a JSON schema that an extracted object should fit.
-    labels: the classes of a classification. Raises RecipeError for a kind, a metric or a schema that cannot be used.
+    labels: the classes of a classification. span: the lowest and highest number of a regression's training
+    labels. Raises RecipeError for a kind, a metric or a schema that cannot be used.
     """
     if kind not in METRICS:
         raise RecipeError(f"there is no task {kind!r}", where="task.kind", expected=f"one of {', '.join(METRICS)}")
@@ -59,6 +69,8 @@ def scorer_for(
         raise RecipeError(f"{kind} has no metric {primary!r}", where="task.metric", expected=f"one of {accepted}")
     if kind == "classify":
         return Classify(tuple(labels), primary)
+    if kind in HEADS:
+        return HEADS[kind](tuple(labels), span, primary)
     if kind == "extract":
         return Extract(None if schema is None else _validator(schema), primary)
     return Texts(kind, primary, TEXT_FIGURES[kind])

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from burnish.data.check import Check, check
-from burnish.data.rows import Labelled, Row, Text
+from burnish.data.rows import Labelled, Row, Tagged, Text
 from burnish.data.sources import read_rows
 from burnish.errors import RecipeError
 from burnish.recipe import make_recipe, parse_yaml
@@ -88,6 +88,8 @@ def _lines(found: Check, rows: Sequence[Row], goal: str, model: str, path: str) 
     yield "task:", ""
     yield f"  kind: {kind}", why
     yield f"  goal: {_plain(goal)}", "" if goal else "one sentence: what is the model for?"
+    if kind in ("multilabel", "regress", "tag"):
+        yield f"objective: {kind}", "a head that scores, in place of words"
     yield "data:", ""
     yield (
         f"  train: {_plain(path)}",
@@ -111,7 +113,14 @@ def kind_of(found: Check, rows: Sequence[Row]) -> tuple[str, str]:
     """(task.kind, why): from what the answers of some rows look like."""
     if all(isinstance(row, Text) for row in rows):
         return "generate", "plain text"
+    if all(isinstance(row, Tagged) for row in rows):
+        return "tag", "a tag for each word"
     if all(isinstance(row, Labelled) for row in rows):
+        kinds = {type(row.label) for row in rows if isinstance(row, Labelled)}
+        if float in kinds:
+            return "regress", "the labels are numbers"
+        if tuple in kinds:
+            return "multilabel", "the labels are lists"
         return "classify", f"{len(found.labels)} labels"
     if found.labels:
         return "classify", f"the answers are {len(found.labels)} labels"

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from reading import again
 
-from burnish.data.rows import Conversation, Judged, Labelled, Pair, Prompt, Ranking, Row, Text, Turn
+from burnish.data.rows import Conversation, Judged, Labelled, Pair, Prompt, Ranking, Row, Tagged, Text, Turn
 
 HERE = {"file": "rows.jsonl", "line": 7, "extra": {"customer": "c1", "tags": ["a", {"b": None}]}}
 SYSTEM, ASKED, SAID = Turn("system", "Be brief."), Turn("user", "A colour?"), Turn("assistant", "Blue.")
@@ -21,6 +21,7 @@ ROWS: list[tuple[Row, str, str]] = [  # row, prompt, answer
     (Labelled(**HERE, turns=(ASKED,), label=3), "A colour?", "3"),
     (Labelled(**HERE, turns=(ASKED,), label=3.0), "A colour?", "3.0"),
     (Labelled(**HERE, turns=(ASKED,), label=("question", "brief")), "A colour?", "question, brief"),
+    (Tagged(file="rows.jsonl", line=7, words=("Blue",), tags=("B-COL",)), "Blue", "B-COL"),
     (Pair(**HERE, prompt=(ASKED,), chosen=(SAID,), rejected=(OTHER,), margin=0.5), "A colour?", "Blue."),
     (Judged(**HERE, prompt=(ASKED,), completion=(OTHER,), good=False), "A colour?", "Dog."),
     (Ranking(**HERE, prompt=(ASKED,), answers=((OTHER,), (SAID,)), grades=(-1.0, 2.5)), "A colour?", "Blue."),
@@ -69,6 +70,11 @@ def test_a_conversation_is_asked_by_all_that_comes_before_its_last_answer():
         file="f", line=1, turns=(SYSTEM, ASKED, OTHER, Turn("user", "Really?"), SAID, Turn("user", "Oh."))
     )
     assert (row.prompt_text(), row.answer_text()) == ("A colour?\nDog.\nReally?", "Blue.")
+
+
+def test_a_word_that_would_vanish_or_split_stays_since_it_has_a_tag():
+    row = Tagged(file="f", line=1, words=("Blue", "<b>"), tags=("B-COL", "O"))
+    assert row.map_texts(lambda role, text: text.replace("<b>", "").replace("Blue", "a b")) == row
 
 
 def test_where_names_file_and_line():

@@ -11,6 +11,7 @@ from burnish.data.rows import Labelled, Turn
 from burnish.evaluate.runner import Exam, Sitting, compare, make_items
 from burnish.evaluate.scored import ScoredExam
 from burnish.model.likelihood import as_fits
+from burnish.model.load import Head
 from burnish.model.net import Net
 from burnish.scoring import scorer_for
 from tiny_runs import LABELS
@@ -25,7 +26,9 @@ def exam(tokenizer):
         for line, text in enumerate(TEXTS, 1)
     ]
     items = make_items(rows, Classes(tokenizer, LABELS), None)
-    return ScoredExam(items, scorer_for("classify", "macro_f1", labels=LABELS), 8, 16, LABELS)
+    return ScoredExam(
+        items, scorer_for("classify", "macro_f1", labels=LABELS), 8, 16, Head(LABELS, tokenizer.pad_token_id)
+    )
 
 
 def test_answers_and_losses_are_those_of_the_models_own_scores(exam, make_classifier, tokenizer, architecture):

@@ -10,12 +10,14 @@ import torch
 
 from burnish import objectives
 from burnish.core import Divergence, Seq, pack
+from burnish.heads import SCORED
 from burnish.model.net import Net, Teacher
 from burnish.objectives import make_objective
 from burnish.objectives.distill import Distill
 from burnish.objectives.sft import Sft
 from burnish.train.loop import backward
 from burnish.train.optim import Optim
+from tiny_runs import LABELS
 
 GROUPS = 6
 KEPT = 3  # tokens that a teacher's stream keeps
@@ -29,19 +31,43 @@ FURTHER = {  # objectives whose options ask for other outputs or streams than th
 }
 
 
+# Options of an objective that change its loss: each is held to the same properties.
+OPTIONS = {
+    "classify": [{"class_weights": [0.5, 3.0, 1.0]}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}],
+    "multilabel": [{"class_weights": [0.5, 3.0, 1.0]}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}],
+    "regress": [{"huber_delta": 0.5}],
+    "tag": [{"class_weights": [0.5, 3.0, 1.0], "focal_gamma": 2.0, "label_smoothing": 0.1}],
+}
+NOBODY = {"regress": float("nan")}  # the y of a sequence that has no answer, where it is not -1
+
+
 def every_objective():
     names = [module.name for module in pkgutil.iter_modules(objectives.__path__)]
-    known = {name: make_objective(name) for name in names} | FURTHER
-    return [pytest.param(objective, synthetic_groups(objective), id=name) for name, objective in known.items()]
+    from_teachers = [
+        pytest.param(objective, synthetic_groups(objective), id=name) for name, objective in FURTHER.items()
+    ]
+    return from_teachers + [
+        pytest.param(objective, synthetic_groups(objective), id="-".join([name, *(options or {})]))
+        for name in names
+        for options in [None, *OPTIONS.get(name, [])]
+        for objective in [make_objective(name, options)]
+    ]
+
+
+def name_of(objective):
+    return type(objective).__module__.rsplit(".", 1)[-1]
+
+
+def scored(objective):
+    return bool({"score", "token_score"} & objective.needs)
 
 
 def synthetic_groups(objective, *, weight=1.0):
     """Groups as this objective compares them: single sequences or a better and a worse one, with the streams that it reads."""
     draw = random.Random(0)
     sizes = 1 if objective.atom == "seq" else 2
-    unknown = (
-        -1.0 if "score" in objective.needs and not weight else None
-    )  # a class, where no weight of a token says anything
+    # A class, where no weight of a token says anything.
+    unknown = NOBODY.get(name_of(objective), -1.0) if scored(objective) and not weight else None
     return [
         [
             _sequence(draw, objective, y=float(1 - place) if unknown is None else unknown, weight=weight)
@@ -60,9 +86,12 @@ def _sequence(draw, objective, y, weight):
         "teacher_ids": lambda: draw.sample(range(250), KEPT),
         "teacher_shares": lambda: [draw.uniform(0, 1 / KEPT) for _ in range(KEPT)],
         "span_ahead": lambda: 0.0,
+        "tag": lambda: float(draw.randrange(len(LABELS) + 1)) * (weight > 0),  # a class plus one at some tokens
     }
     streams = {name: [made.get(name, lambda: -draw.uniform(1, 5))() for _ in ids] for name in objective.reads}
-    return Seq(ids, weights, y=y, tokens=streams, where=f"made.jsonl:{draw.randrange(100)}")
+    several = name_of(objective) == "multilabel"
+    values = {f"label.{n}": float(draw.random() < 0.5) for n in range(len(LABELS))} if several else {}
+    return Seq(ids, weights, y=y, tokens=streams, values=values, where=f"made.jsonl:{draw.randrange(100)}")
 
 
 @pytest.fixture
@@ -70,16 +99,21 @@ def net_for(make_model, make_classifier, architecture):
     """A function from an objective to a net of each family that gives what it needs, beside a teacher that knows something else."""
 
     def make(objective):
-        kind = make_classifier if "score" in objective.needs else make_model
-        net = Net(kind(architecture))
+        net = Net(model_for(objective))
         if objective.needs & {"divergence", "teacher_score"}:
-            teacher = kind(architecture)
+            teacher = model_for(objective)
             with torch.no_grad():
                 for parameter in teacher.parameters():
                     parameter.mul_(0.9)
             divergence = Divergence(objective.divergence, objective.beta, objective.temperature)
             net.teacher = Teacher(Net(teacher), divergence)
         return net
+
+    def model_for(objective):
+        if not scored(objective):
+            return make_model(architecture)
+        kind = name_of(objective) if name_of(objective) in SCORED else "classify"
+        return make_classifier(architecture, kind, labels=LABELS[:1] if kind == "regress" else LABELS)
 
     return make
 

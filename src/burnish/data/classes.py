@@ -23,6 +23,8 @@ class Classes(Chat):
     token that is not padding, and the end token often is the padding.
     """
 
+    kind = "classify"
+
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], *, system: str = "", max_length: int = 1024
     ) -> None:
@@ -38,20 +40,33 @@ class Classes(Chat):
         """
         turns, label = question_and_answer(row)
         if isinstance(row, Labelled) and isinstance(row.label, float | tuple):
-            raise RecipeError(f"found the label {row.label!r}", where=row.where, expected="one class for each text")
-        if label not in self._number:
             raise RecipeError(
-                f"found the label {label!r}, which is not among the {len(self.labels)} to choose from",
+                f"found the label {row.label!r}",
                 where=row.where,
-                expected=f"one of: {', '.join(self.labels[:8])}{', ...' if len(self.labels) > 8 else ''}",
-                hint="task: {labels: [...]}   names them all; by default they are those of the training rows",
+                expected="one class for each text",
+                hint="task: {kind: multilabel}   for several labels, {kind: regress} for numbers",
             )
+        return [self._sequence_of(row, turns, y=float(self.number(label, row)))]
+
+    def number(self, label: str, row: Row) -> int:
+        """The number of a label. Raises RecipeError for one that the head does not have."""
+        if label in self._number:
+            return self._number[label]
+        raise RecipeError(
+            f"found the label {label!r}, which is not among the {len(self.labels)} to choose from",
+            where=row.where,
+            expected=f"one of: {', '.join(self.labels[:8])}{', ...' if len(self.labels) > 8 else ''}",
+            hint="task: {labels: [...]}   names them all; by default they are those of the training rows",
+        )
+
+    def _sequence_of(self, row: Row, turns: Turns, *, y: float, values: dict[str, float] | None = None) -> Seq:
+        """The text of a row as a sequence. Raises RowError where there is none."""
         ids = self._text(turns)
         if not ids:
             raise RowError("there is no text to classify", where=row.where, expected="some text before the label")
         kept = self._framed(ids)
         lost = len(self._before) + len(ids) + len(self._after) - len(kept)
-        return [Seq(kept, [0.0] * len(kept), y=float(self._number[label]), where=row.where, lost=lost)]
+        return Seq(kept, [0.0] * len(kept), y=y, values=values or {}, where=row.where, lost=lost)
 
     def prompt(self, turns: Turns, tools: Sequence[Any] = ()) -> list[int]:
         """The ids of what was said, the system's turns left out: the head answers after them."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.core import Group, Seq
 from burnish.data.ledger import Entry, Ledger
-from burnish.data.rows import Conversation, Labelled, Row, Text, Turn, Turns
+from burnish.data.rows import Conversation, Labelled, Row, Tagged, Text, Turn, Turns
 from burnish.errors import ModelError, RowError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Chat:
     """
 
     labels: tuple[str, ...] = ()  # what a score head may answer; none for a model that writes
+    kind = ""  # of the score head
+    mean, spread = 0.0, 1.0  # of the numbers that it names
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system: str = "", max_length: int = 1024) -> None:
         self.tokenizer = tokenizer
@@ -235,6 +237,8 @@ def conversation_of(row: Row) -> Turns:
         return row.turns
     if isinstance(row, Labelled):
         return (*row.turns, Turn("assistant", row.answer_text()))
+    if isinstance(row, Tagged):
+        return Turn("user", row.prompt_text()), Turn("assistant", row.answer_text())
     raise RowError(
         f"a {row.kind} row holds no answer to imitate", where=row.where, expected="prompt and completion, or messages"
     )

@@ -188,6 +188,31 @@ class Labelled(Row):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tagged(Row):
+    """Words with a tag each, such as the BIO tags of the names in a text."""
+
+    kind = "tagged"
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+    def map_texts(self, change: Callable[[str, str], str]) -> Tagged:
+        """Word by word; one that would vanish, or become several, stays, since each has its tag."""
+        changed = [change("user", word) for word in self.words]
+        words = tuple(new if len(new.split()) == 1 else word for word, new in zip(self.words, changed, strict=True))
+        return replace(self, words=words)
+
+    def prompt_text(self) -> str:
+        return " ".join(self.words)
+
+    def answer_text(self) -> str:
+        return " ".join(self.tags)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.extra, "tokens": list(self.words), "tags": list(self.tags)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair(Row):
     """Two answers to one prompt, of which one was preferred, by `margin` where it is known."""
 

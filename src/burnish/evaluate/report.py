@@ -45,6 +45,13 @@ METRICS = {
     "exact": "share of answers of which every field is right",
     "valid_json": "share of answers that are JSON",
     "schema_valid": "share of answers that fit the JSON schema",
+    "micro_f1": "F1 over all pairs of text and label",
+    "sample_f1": "F1 over the labels of a text, averaged over texts",
+    "closeness": "1 minus the error, in units of the range of the training labels",
+    "spearman": "rank correlation with the right numbers, 0 where it is negative",
+    "r2": "share of the variance that is explained, 0 where it is negative",
+    "span_f1": "F1 over spans, of which one is right where its words and its kind are",
+    "tag_accuracy": "share of words with the right tag",
     "inverse_perplexity": "one over the perplexity of the held-out text",
 }
 

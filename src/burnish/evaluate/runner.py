@@ -103,6 +103,14 @@ class Exam:
         scores = [self.scorer.score(answer, item.reference) for answer, item in zip(answers, self.items, strict=True)]
         return Sitting(answers, scores, nll, trained)
 
+    def learning_from(self, validation: Exam, sit: Callable[[Exam], Sitting]) -> Exam:
+        """The same exam with what the validation items teach of it; a model that writes has nothing to calibrate."""
+        return self
+
+    def details(self, sitting: Sitting) -> dict[str, Any]:
+        """What the report tells beyond the figures."""
+        return {}
+
     @property
     def item_metric(self) -> str:
         """The metric as a single item has it: accuracy where the metric, such as macro-F1, is of whole sets only."""

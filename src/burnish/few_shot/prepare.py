@@ -17,8 +17,9 @@ from burnish.errors import RecipeError
 from burnish.evaluate.runner import check_answerable
 from burnish.folder import Run, write_text
 from burnish.guards import Evidence
+from burnish.heads import labels_of
 from burnish.objectives import make_objective
-from burnish.parts import Chosen, labels_of
+from burnish.parts import Chosen
 from burnish.progress import Progress
 from burnish.recipe import Adapter, Freeze, Recipe, make_recipe
 from burnish.train.hooks import StopSignal
@@ -60,7 +61,7 @@ class Study:
 
     @property
     def labels(self) -> list[str]:
-        return labels_of(self.recipe, self.rows)
+        return labels_of(self.recipe, self.rows.train)
 
 
 def check_numbers(ks: Sequence[int], seeds: Sequence[int]) -> None:

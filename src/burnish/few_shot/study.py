@@ -95,7 +95,7 @@ def tune(study: Study, method: str, adapter: Adapter, k: int, seed: int, file: s
     chosen = cut_student(run, recipe, chosen, tokenized)
     settings = pipeline.decide(run, recipe, chosen, tokenized)
     tried = pipeline.try_out(run, recipe, chosen, tokenized, settings)
-    exams = pipeline.define_metric(run, recipe, tokenized, guarded)
+    exams = pipeline.define_metric(run, recipe, chosen, tokenized, guarded)
     with timed(run, key) as spent:
         trained = pipeline.train(run, recipe, chosen, tokenized, tried, exams, study.stop)
     found = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from burnish.errors import ModelError, RecipeError
-from burnish.model.load import head_of, quiet
+from burnish.model.load import Head, head_of, quiet
 from burnish.recipe import Adapter, Freeze
 
 if TYPE_CHECKING:
@@ -63,19 +63,15 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
     if not everywhere:
         _check_targets(model, adapter.targets)
     head = head_of(model)
-    beside = head is not None and head.beside
-    excluded = [
-        frozen_part for frozen_part in (_pattern_of(frozen, frozen_modules), "score" if beside else None) if frozen_part
-    ]
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
         target_modules="all-linear" if everywhere else adapter.targets,
-        exclude_modules="|".join(excluded) or None,
-        # For the former PEFT trains and saves the head as it is; of one beside the vocabulary's it must be told.
-        task_type="SEQ_CLS" if head and not beside else "CAUSAL_LM",
-        modules_to_save=["score"] if beside else None,
+        exclude_modules=_pattern_of(frozen, frozen_modules, head is not None),
+        # Of one in the vocabulary's place PEFT trains and saves the head as it is; of one beside it PEFT must be told.
+        task_type=_task_type(head),
+        modules_to_save=["score"] if head and head.beside else None,
     )
     config._register_custom_module({nn.Linear: LoraLinear})  # PEFT's own way in for a layer class; no file says so
     try:
@@ -84,6 +80,13 @@ def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], froze
     except ValueError as error:
         reason = str(error).split(". ")[0]
         raise RecipeError(f"no adapter can be made: {reason}", where="adapter.targets and freeze") from error
+
+
+def _task_type(head: Head | None) -> str:
+    """PEFT's name for what the model does."""
+    if head is None or head.beside:
+        return "CAUSAL_LM"
+    return "TOKEN_CLS" if head.kind == "tag" else "SEQ_CLS"
 
 
 def _check_targets(model: nn.Module, targets: list[str]) -> None:
@@ -115,10 +118,14 @@ def parse_layers(text: str, count: int, where: str = "freeze.layers") -> set[int
     return layers
 
 
-def _pattern_of(layers: set[int], modules: list[str]) -> str | None:
-    """The frozen layers and modules as the regular expression that PEFT reads; None where nothing is frozen."""
+def _pattern_of(layers: set[int], modules: list[str], headed: bool) -> str | None:
+    """The frozen layers and modules as the regular expression that PEFT reads; None where nothing is frozen.
+
+    headed: leave the score head out too, which is trained as it is; PEFT does so by itself for a head of texts, not of tokens.
+    """
     patterns = [r".*\.(?:layers|h|blocks)\.(?:" + "|".join(map(str, sorted(layers))) + r")\..*"] if layers else []
     patterns += [f".*{re.escape(part)}.*" for part in modules]
+    patterns += [r"(?:.*\.)?score"] if headed else []
     return "|".join(patterns) or None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +63,9 @@ class CachedBody(Net):
 
     def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
         numbers = batch.values.get(FEATURE)
-        if numbers is None or self.features is None or "logp" in needs:
+        if numbers is None or self.features is None or needs != {"score"}:
             return super().forward(batch, needs)
-        hidden = self.features.index_select(0, numbers.long())[None]  # (1,S,d): each sequence is its own last token
-        last = torch.arange(numbers.numel(), device=numbers.device)
-        return Outputs(score=self._score(hidden, replace(batch, last=last)))
+        return Outputs(score=self._score(self.features.index_select(0, numbers.long())))  # (S,d)
 
 
 def _starts(groups: Sequence[Group]) -> list[int]:

@@ -14,8 +14,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,24 +39,47 @@ PLAIN_TEMPLATE = (
 )
 
 
+PROBLEMS = {"multilabel": "multi_label_classification", "regress": "regression"}  # transformers' names
+
+
 @dataclass(frozen=True)
 class Head:
     """What a score head stands for. It takes the place of the vocabulary's, so such a model names labels and writes nothing.
 
     labels: in the order of their scores. pad: the id of padding, before which transformers looks for a row's last token.
+    labels: in the order of their scores. pad: the id of padding, before which transformers looks for a row's last token.
     seed: of the weights that a new head begins with. beside: it stands beside the vocabulary's, so the model writes too; no class of
-    transformers has both, so its weights are kept in a file of their own, HEAD_FILE.
+    transformers has both, so its weights are kept in a file of their own, HEAD_FILE. kind: one class of a text, any number of them, a
+    number, or a class of each word. temperature: what scores are divided by before they become probabilities. thresholds: the
+    probability from which on each of several labels fits. mean, spread: a number is the mean and so many spreads as its score says.
     """
 
     labels: tuple[str, ...]
     pad: int
     seed: int = 0
     beside: bool = False
+    kind: str = "classify"
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
+    mean: float = 0.0
+    spread: float = 1.0
+
+    @classmethod
+    def restored(cls, record: Mapping[str, Any]) -> Head:
+        """From what `asdict` made of it, through JSON."""
+        lists = {name: tuple(record[name]) for name in ("labels", "thresholds") if name in record}
+        return cls(**{**record, **lists})
 
     def as_config(self) -> dict[str, Any]:
         """The same as transformers' configuration says it."""
         numbered = dict(enumerate(self.labels))
-        return {"id2label": numbered, "label2id": {label: n for n, label in numbered.items()}, "pad_token_id": self.pad}
+        problem = {"problem_type": PROBLEMS[self.kind]} if self.kind in PROBLEMS else {}
+        named = {"id2label": numbered, "label2id": {label: n for n, label in numbered.items()}}
+        return {**named, "pad_token_id": self.pad, **problem}
+
+    def note(self, config: Any) -> None:
+        """Write into a model's configuration, under `burnish`, what transformers has no name for."""
+        config.burnish = {key: value for key, value in asdict(self).items() if key not in ("labels", "pad", "seed")}
 
 
 def cache_folder() -> Path:
@@ -173,7 +196,7 @@ def load_model(
     """The model with its weights in `dtype`, from safetensors alone; with a score head in place of the vocabulary's where one is given,
     or beside it. The one beside it has the weights of the folder's HEAD_FILE where there is one.
     """
-    kind: Any = _kind_of(head)
+    kind = _class_for(head)
     with quiet(), _explained(source):
         model, found = kind.from_pretrained(
             source,
@@ -192,6 +215,15 @@ def load_model(
     return model
 
 
+def _class_for(head: Head | None) -> Any:
+    """transformers' class for a model that writes (and perhaps scores too), scores a text, or scores each token."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    if head is None or head.beside:
+        return AutoModelForCausalLM
+    return AutoModelForTokenClassification if head.kind == "tag" else AutoModelForSequenceClassification
+
+
 def _prepare_head(model: Any, head: Head, *, new: bool) -> None:
     """The head in float32, since it is always trained; a new one begins as transformers begins them, but by a seed of its own."""
     import torch
@@ -202,17 +234,14 @@ def _prepare_head(model: Any, head: Head, *, new: bool) -> None:
         )
     model.score.float()
     model.config.get_text_config().pad_token_id = head.pad
+    head.note(model.config)
     if new:
         std = model.config.get_text_config().initializer_range
         first = torch.randn(model.score.weight.shape, generator=torch.Generator().manual_seed(head.seed)) * std
         with torch.no_grad():
             model.score.weight.copy_(first)
-
-
-def _kind_of(head: Head | None) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification if head and not head.beside else AutoModelForCausalLM
+            if model.score.bias is not None:
+                model.score.bias.zero_()
 
 
 def _put_beside(model: Any, head: Head) -> None:
@@ -241,8 +270,10 @@ def head_of(model: Any) -> Head | None:
     if not hasattr(inner, "score"):
         return None
     config = inner.config
-    labels = tuple(config.id2label[number] for number in range(config.num_labels))
-    return Head(labels, config.pad_token_id, beside=inner.get_output_embeddings() is not None)
+    named = {int(number): label for number, label in config.id2label.items()}  # from JSON the numbers come as text
+    labels = tuple(named[number] for number in range(config.num_labels))
+    found = {"labels": labels, "pad": config.pad_token_id, **getattr(config, "burnish", {})}
+    return Head.restored(found | {"beside": inner.get_output_embeddings() is not None})
 
 
 def empty_model(config: PretrainedConfig, head: Head | None = None) -> PreTrainedModel:
@@ -252,8 +283,9 @@ def empty_model(config: PretrainedConfig, head: Head | None = None) -> PreTraine
     if head:
         config = copy.deepcopy(config)
         config.update(head.as_config())
+        head.note(config)
     with quiet(), torch.device("meta"):
-        model: PreTrainedModel = _kind_of(head).from_config(config)
+        model: PreTrainedModel = _class_for(head).from_config(config)
         if head and head.beside:
             _put_beside(model, head)
         return model

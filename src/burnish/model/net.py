@@ -59,14 +59,15 @@ class Net(nn.Module):
         return next(self.model.parameters()).device
 
     def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
-        unknown = needs - OF_TOKENS - {"score", "teacher_score"}
+        unknown = needs - OF_TOKENS - {"score", "token_score", "teacher_score"}
         assert not unknown, f"no net gives {unknown}"
         with self.autocast():
             hidden = self._hidden(batch)  # (R,T,d)
             of_tokens = self._of_tokens(hidden, batch, needs & OF_TOKENS)
         return Outputs(
             **of_tokens,
-            score=self._score(hidden, batch) if "score" in needs else None,
+            score=self._score(hidden.flatten(0, 1).index_select(0, batch.last)) if "score" in needs else None,
+            token_score=self._score(hidden) if "token_score" in needs else None,
             teacher_score=self._teacher_score(batch) if "teacher_score" in needs else None,
         )
 
@@ -112,10 +113,10 @@ class Net(nn.Module):
         enabled = self.precision == "bf16" and self.language_model.dtype != torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
 
-    def _score(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(R,T,d) -> (S,C) float32: the score head on the last token of each sequence, the one that has seen all of it."""
+    def _score(self, hidden: Tensor) -> Tensor:
+        """(...,d) -> (...,C) float32: the score head, on the last token of each sequence (which has seen all of it) or on all."""
         head = self.language_model.score
-        scores: Tensor = head(hidden.flatten(0, 1).index_select(0, batch.last).to(head.weight.dtype))
+        scores: Tensor = head(hidden.to(head.weight.dtype))
         return scores.float()
 
     def _of_tokens(self, hidden: Tensor, batch: Batch, needs: frozenset[str]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from burnish.model.constrained import Constraint
 from burnish.model.likelihood import evaluating
 from burnish.model.load import quiet
 from burnish.model.recorded import Unrecordable, recordable, recorded
@@ -39,13 +40,14 @@ class Sampler:
     """Generates with transformers' own decoding; prompts of like length go through together, padded on the left.
 
     model: a transformers model or a `PeftModel`. batch_size: prompts at once; None for a few on the CPU, and for what memory allows on
-    a GPU. A batch that does not fit after all is halved.
+    a GPU. A batch that does not fit after all is halved. constraint: what every answer must fit.
     """
 
     model: Any
     tokenizer: Any
     end_ids: Collection[int]
     batch_size: int | None = None
+    constraint: Constraint | None = None
 
     def sample(
         self,
@@ -63,7 +65,7 @@ class Sampler:
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         rows = [index for index in order for _ in range(n)]  # one row for each answer
         found: list[list[Completion]] = [[] for _ in prompts]
-        most, record, done = self._most(n), recordable(self.model), 0
+        most, record, done = self._most(n), recordable(self.model) and self.constraint is None, 0
         with evaluating(self.model):
             while done < len(rows):
                 waiting = [prompts[index] for index in rows[done : done + most]]
@@ -124,12 +126,15 @@ class Sampler:
             pad_token_id=pad,
             disable_compile=not record,
         )
+        masks = [self.constraint.masks(self.tokenizer, self.end_ids, width)] if self.constraint else []
         decoding: contextlib.AbstractContextManager[dict[str, Any]] = contextlib.nullcontext({})
         if record:
             decoding = recorded(self.model, width + max_new_tokens)
         # A layer that training has compiled would be compiled again for every length of the cache.
         with quiet(), torch.compiler.set_stance("force_eager"), decoding as cache:
-            out = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **cache)
+            out = self.model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=masks, **cache
+            )
         answers: list[list[int]] = out[:, width:].tolist()
         return answers
 

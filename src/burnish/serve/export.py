@@ -7,16 +7,17 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.data.classes import Classes
 from burnish.data.render import Chat
 from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
+from burnish.heads import chat_of_report
 from burnish.model.load import HEAD_FILE, Head, head_of, load_config, load_head, load_model, load_tokenizer, quiet
 from burnish.model.quantize import is_quantized, unquantize
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 HOW_TO_SCORE = """
 ## How it answers
 
-It scores {labels} labels and writes nothing. The text goes in as it is, without a chat template.
+{says} and writes nothing. The text goes in as it is, without a chat template.
 
 ```python
 from transformers import pipeline
 
-pipeline("text-classification", "merged")("some text")
+pipeline("{pipeline}", "merged")("some text")
 ```
 
 The adapter is loaded with what `head.json` says of the labels:
@@ -41,17 +42,19 @@ import json
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import {loader}
 
 head = json.loads(Path("adapter/head.json").read_text(encoding="utf-8"))
-base = AutoModelForSequenceClassification.from_pretrained("THE BASE MODEL", **head)
+base = {loader}.from_pretrained("THE BASE MODEL", **head)
 model = PeftModel.from_pretrained(base, "adapter")
 ```
-"""
+
+What transformers has no name for stands under `burnish` in `merged/config.json`, and in `adapter/calibration.json`.
+{calibration}"""
 HOW_TO_DO_BOTH = """
 ## How it answers
 
-It writes, as `AutoModelForCausalLM` loads it, and it scores {labels} labels of a text by a second head, which no class of transformers
+It writes, as `AutoModelForCausalLM` loads it, and it scores {n} labels of a text by a second head, which no class of transformers
 has beside the first: its weights lie in `head.safetensors`, what they stand for in `head.json`. The text goes in as it is, without a
 chat template.
 
@@ -62,6 +65,21 @@ hidden = model(**tokenizer("some text", return_tensors="pt"), output_hidden_stat
 scores = hidden[0, -1].float() @ load_file("merged/head.safetensors")["score.weight"].T
 ```
 """
+SAYS = {
+    "classify": "It scores {n} labels",
+    "multilabel": "It scores {n} labels, of which any number may fit,",
+    "regress": "It names a number",
+    "tag": "It scores {n} tags for each word",
+}
+CALIBRATION = {
+    "classify": "Scores are divided by the temperature {temperature:.4g} before the softmax makes them probabilities.\n",
+    "multilabel": (
+        "Scores are divided by the temperature {temperature:.4g} before the sigmoid makes them probabilities; a label fits from its\n"
+        "threshold on.\n"
+    ),
+    "regress": "The number is {mean:.6g} + {spread:.6g} * score.\n",
+    "tag": "The tag of a word is the one at its last token.\n",
+}
 # Largest difference of a log-probability between the model that was evaluated and a file of it, both computed in float32. Adding the
 # adapter into the weights rounds a little; a model that came in 16 bits is written in 16 bits, which keeps 8 to 11 bits of each weight.
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
@@ -86,6 +104,8 @@ def write_adapter(model: Any, tokenizer: Any, folder: Path) -> Path:
 def _write_labels(head: Head, folder: Path) -> None:
     text = json.dumps(head.as_config(), indent=1, ensure_ascii=False)
     (folder / "head.json").write_text(text, encoding="utf-8")
+    text = json.dumps(asdict(head), indent=1, ensure_ascii=False)
+    (folder / "calibration.json").write_text(text, encoding="utf-8")
 
 
 def _write_head(model: Any, folder: Path) -> None:
@@ -162,17 +182,24 @@ def try_adapter(model: Any, folder: Path) -> None:
 
 
 def replay(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
-    """Log-probabilities of each sequence: what parity compares. (T-1,) of its tokens, (C,) of its labels by a score head, or (T-1+C,)."""
+    """What parity compares of each sequence: (T-1,) log-probabilities of its tokens; of a score head its scores laid end to end, after
+    the former where it stands beside the vocabulary's.
+
+    Scores of one class each, of a text or of its words, are log-probabilities too.
+    """
     found = []
+    head = head_of(model)
     model.eval()
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    beside = hasattr(inner, "score") and inner.get_output_embeddings() is not None
+    beside = head is not None and head.beside
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):  # layers that training compiled
         for ids in sequences:
             tokens = torch.tensor([ids], device=next(model.parameters()).device)
             out = model(input_ids=tokens, use_cache=False, output_hidden_states=beside)
-            logp = out.logits.float().log_softmax(-1)[0]  # (T,V), or (C,)
-            found.append((logp if logp.dim() == 1 else logp[:-1].gather(-1, tokens[0, 1:, None])[:, 0]).cpu())
+            logits = out.logits.float()[0]  # (T,V), (C,) or (T,C)
+            logp = logits if head and head.kind in ("multilabel", "regress") else logits.log_softmax(-1)
+            written = head is None or beside
+            found.append((logp[:-1].gather(-1, tokens[0, 1:, None])[:, 0] if written else logp.flatten()).cpu())
             if beside:
                 scores = inner.score(out.hidden_states[-1][0, -1].to(inner.score.weight.dtype))
                 found[-1] = torch.cat([found[-1], scores.float().log_softmax(-1).cpu()])
@@ -308,7 +335,7 @@ def load_run(run: Path, report: Mapping[str, Any]) -> Any:
 def read_head(report: Mapping[str, Any]) -> Head | None:
     """The score head of a run's model; None where it writes text."""
     found = report.get("model", {}).get("head") or report.get("model", {}).get("head_beside")
-    return Head(**found | {"labels": tuple(found["labels"])}) if found else None
+    return Head.restored(found) if found else None
 
 
 def chat_of(report: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Chat:
@@ -316,7 +343,7 @@ def chat_of(report: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Ch
     system, head = report["task"]["system"], read_head(report)
     if head is None or head.beside:
         return Chat(tokenizer, system=system)
-    return Classes(tokenizer, head.labels, system=system, max_length=report["task"]["max_length"])
+    return chat_of_report(report, tokenizer, head)
 
 
 def refuse_unless_fit(report: Mapping[str, Any], *, force: bool) -> None:
@@ -358,7 +385,6 @@ def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) ->
     guards = "\n".join(
         f"| {guard['n']} | {guard['mistake']} | {guard['status']} | {guard['found']} |" for guard in report["guards"]
     )
-    how = HOW_TO_DO_BOTH if head and head.beside else HOW_TO_SCORE
     front = {"base_model": model.get("name"), "library_name": "peft", "tags": ["burnish", task.get("kind")]}
     warning = '\n> Exported by force: the verdict of its run is "stop".\n' if forced else ""
     text = f"""---
@@ -373,7 +399,7 @@ def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) ->
 - {figures}{compared}
 - Tuned with {model.get("method")}: {model.get("trained_parameters", 0):,} of {model.get("parameters", 0):,} parameters,
   {training.get("steps")} steps, peak learning rate {training.get("learning_rate")}.
-{how.format(labels=len(head.labels)) if head else ""}
+{_how_to_score(head) if head else ""}
 {_lines_of_tasks(evaluation)}## What was checked
 
 | n | mistake | status | found |
@@ -387,3 +413,16 @@ The figures hold for data like the test rows. What the guards did not run is unk
     path = folder / "card.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _how_to_score(head: Head) -> str:
+    """The part of the card that says how a score head is asked."""
+    if head.beside:
+        return HOW_TO_DO_BOTH.format(n=len(head.labels))
+    tags = head.kind == "tag"
+    return HOW_TO_SCORE.format(
+        says=SAYS[head.kind].format(n=len(head.labels)),
+        pipeline="token-classification" if tags else "text-classification",
+        loader=f"AutoModelFor{'Token' if tags else 'Sequence'}Classification",
+        calibration=CALIBRATION[head.kind].format(**asdict(head)),
+    )

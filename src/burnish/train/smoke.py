@@ -87,7 +87,8 @@ def _head_difference(net: Net, tasks: Tasks, task: str, groups: Sequence[Group])
     batch = pack(group_of_one(group), row_tokens=len(group[0]), task=task).to(net.device)
     net.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # for one short row nothing is compiled
-        differences = _of_labels(net, batch) if "score" in tasks[task][0].needs else _of_tokens(net, batch)
+        scored = {"score", "token_score"} & tasks[task][0].needs
+        differences = _of_scores(net, batch, frozenset(scored)) if scored else _of_tokens(net, batch)
     difference = float(differences.abs().mean())
     if not difference <= AGREEMENT[net.precision]:
         raise SmokeError(
@@ -108,18 +109,20 @@ def _of_tokens(net: Net, batch: Batch) -> torch.Tensor:
     return (ours[:, 1:] - theirs)[batch.weight[:, 1:] != 0]
 
 
-def _of_labels(net: Net, batch: Batch) -> torch.Tensor:
-    """(1,C) for the labels of a batch of one sequence. Beside bf16 weights the head is float32, which plain transformers must be told."""
-    ours = net(batch, frozenset({"score"})).score
+def _of_scores(net: Net, batch: Batch, needs: frozenset[str]) -> torch.Tensor:
+    """(C,) for the labels of a batch of one sequence, (T,C) for its tokens. Beside bf16 weights the head is float32, which plain
+    transformers must be told. A single score has no log-probability, and stands for itself."""
+    length = int(batch.last) + 1
+    outputs = net(batch, needs)
+    ours = outputs.score[0] if outputs.score is not None else outputs.token_score[0, :length]
     with torch.autocast(net.device.type, torch.bfloat16, enabled=net.precision != "fp32"):
-        ids, inner = batch.ids[:, : int(batch.last) + 1], net.language_model
+        ids, inner = batch.ids[:, :length], net.language_model
         if inner.get_output_embeddings() is None:
-            logits = net.model(input_ids=ids, use_cache=False).logits
+            theirs = net.model(input_ids=ids, use_cache=False).logits.float()[0]
         else:  # a head beside the vocabulary's
             hidden = net.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
-            logits = inner.score(hidden[:, -1].to(inner.score.weight.dtype))
-    assert ours is not None
-    return ours.log_softmax(-1) - logits.float().log_softmax(-1)
+            theirs = inner.score(hidden[0, -1].to(inner.score.weight.dtype)).float()
+    return ours - theirs if ours.shape[-1] == 1 else ours.log_softmax(-1) - theirs.log_softmax(-1)
 
 
 def group_of_one(group: Group) -> list[Group]:

@@ -9,8 +9,7 @@ from typing import Any
 
 from burnish.evaluate.runner import Exam, Sitting, compare
 from burnish.folder import Run, key_of
-from burnish.parts import Tokenized
-from burnish.pipeline import define_metric, sit, tokenize
+from burnish.pipeline import define_metric, sampler_of, sit, tokenize
 from burnish.recipe import Recipe, TunedBy, make_recipe
 from burnish.train.hooks import Validation
 from burnish.train.ladder import release
@@ -57,7 +56,7 @@ def prove(run: Run, search: Search, seeds: int) -> dict[str, Any]:
     exam, tokenized = None, search.material.tokenized
     if compared:
         tokenized = tokenize(run, search.recipe, search.material.chosen, search.material.guarded)
-        exam = define_metric(run, search.recipe, tokenized, search.material.guarded)["test"]
+        exam = define_metric(run, search.recipe, search.material.chosen, tokenized, search.material.guarded)["test"]
     before = (
         _trained(run, search, search.recipe, {}, search.folder_of(default), exam)[1] if compared and default else None
     )
@@ -90,10 +89,11 @@ def _trained(
     """The best look of a recipe that is trained, or was, and what its model makes of the test rows."""
     search.progress.begin(recipe.train.seed, "seed")
     outcome = run_trial(folder, recipe, search.material, changed=changed, stop=search.stop, first=not changed)
-    tokenized: Tokenized = search.material.tokenized
-    sitting = sit(run, exam, outcome.trained.net, tokenized, "tuned") if exam else None
+    net = outcome.trained.net
+    sampler = sampler_of(search.material.chosen, net, search.material.tokenized)
+    sitting = sit(run, exam, net, sampler, "tuned") if exam else None
     look = outcome.best
-    del outcome
+    del outcome, net, sampler
     release()
     return look, sitting
 

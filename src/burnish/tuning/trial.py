@@ -57,7 +57,7 @@ def gather(run: Run, recipe: Recipe) -> Material:
     locked = replace(guarded, test=[])
     tokenized = tokenize(run, recipe, chosen, locked)
     chosen = cut_student(run, recipe, chosen, tokenized)
-    metric = define_metric(run, recipe, tokenized, locked)["validation"].metric
+    metric = define_metric(run, recipe, chosen, tokenized, locked)["validation"].metric
     return Material(chosen, guarded, locked, tokenized, metric)
 
 
@@ -92,7 +92,7 @@ def run_trial(
         tried = try_out(run, recipe, chosen, tokenized, settings)
     else:
         tried = Tried(net_to_train(recipe, chosen, tokenized, settings), settings, [])
-    exams = define_metric(run, recipe, tokenized, material.open)
+    exams = define_metric(run, recipe, chosen, tokenized, material.open)
     trained = train(run, recipe, chosen, tokenized, tried, exams, stop, judge)
     looks = [Validation(**look) for look in trained.report["validations"]]
     best = next(look for look in looks if look.step == trained.report["best_step"])

@@ -25,6 +25,7 @@ WRITTEN: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text": (("text",), ()),
     "prompt": (("prompt",), ("system",)),
     "labelled": (("messages", "label"), ("system",)),
+    "tagged": (("tokens", "tags"), ()),
     "pair": (("prompt", "chosen", "rejected"), ("system", "margin")),
     "judged": (("prompt", "completion", "label"), ("system", "kto_tag")),
     "ranking": (("prompt", "answers", "scores"), ("system",)),
