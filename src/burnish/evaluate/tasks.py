@@ -77,6 +77,7 @@ class JointExam(Exam):
         return {
             name: {
                 "loss": own.loss,
+                "brier": own.brier,
                 "metric": part.figures(own)[part.metric],
                 "scores": [score[part.item_metric] for score in own.scores],
             }

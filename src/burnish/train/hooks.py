@@ -30,7 +30,8 @@ class Validation:
     """One look at the validation split.
 
     loss: nats a trained token. metric: the main figure, higher is better. answers: to the fixed prompts. scores: the metric of each item,
-    or what stands for it. tasks: loss, metric and scores of each task, where there are several.
+    or what stands for it. tasks: loss, metric and scores of each task, where there are several. brier: the mean Brier score of the
+    probabilities, 0 at best and 2 at worst, where a head gave some.
     """
 
     step: int
@@ -40,18 +41,28 @@ class Validation:
     answers: list[str]
     scores: list[float] = field(default_factory=list)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    brier: float | None = None
+
+    @property
+    def error(self) -> float:
+        """What ranks looks whose metrics are level, lower is better.
+
+        A head's loss may grow while its metric still rises, since a few answers that are wrong with more and more confidence outweigh
+        all others (Guo et al. 2017, arXiv 1706.04599, section 3); no answer weighs more than 2 in the Brier score.
+        """
+        return self.loss if self.brier is None else self.brier
 
     def of_task(self, name: str) -> Validation:
         """What this look saw of one task."""
         return Validation(self.step, metrics={}, answers=[], **self.tasks[name])
 
     def beats(self, other: Validation) -> bool:
-        """Whether this look is better: by the metric, or by the loss where the metric's difference is within its own noise.
+        """Whether this look is better: by the metric, or by the error where the metric's difference is within its own noise.
 
         The noise is one standard error of the difference on the same items: a handful of generated answers cannot rank two
         checkpoints that are close, and the loss, which sees every token, can.
         """
-        return self.loss < other.loss if self.is_level_with(other) else self.metric > other.metric
+        return self.error < other.error if self.is_level_with(other) else self.metric > other.metric
 
     def is_level_with(self, other: Validation) -> bool:
         """Whether the metrics differ by no more than one standard error of their difference on the same items."""
@@ -61,8 +72,8 @@ class Validation:
 
     @property
     def value(self) -> float:
-        """The metric as a number by which any two looks are ranked: the loss decides where the metrics are equal."""
-        return self.metric + (TIE * math.exp(-self.loss) if math.isfinite(self.loss) else 0.0)
+        """The metric as a number by which any two looks are ranked: the error decides where the metrics are equal."""
+        return self.metric + (TIE * math.exp(-self.error) if math.isfinite(self.error) else 0.0)
 
 
 Judge = Callable[[Sequence[Validation]], str | None]  # of all looks so far; a text ends the training, and says why

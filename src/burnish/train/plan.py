@@ -68,6 +68,7 @@ class Plan:
     in_backward: bool
     graph: bool
     one_row: bool
+    average: bool
     compile: bool
     parameters: int
     trained_parameters: int
