@@ -101,7 +101,9 @@ def main() -> int:
     parser.add_argument("candidates", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--only", nargs="+", help="some of the candidates")
-    parser.add_argument("--at-once", type=int, default=1, help="trainings side by side; a large GPU has room for several")
+    parser.add_argument(
+        "--at-once", type=int, default=1, help="trainings side by side; a large GPU has room for several"
+    )
     parser.add_argument("--set", action="append", default=[], help="a key of every candidate")
     parser.add_argument("--out", type=Path, help="where the results go as JSON, as they come")
     options = parser.parse_args()

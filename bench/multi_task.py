@@ -23,10 +23,22 @@ POINT = 0.01
 
 def run(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One run: each task's figures, together and alone, or what it said when it failed."""
-    words = [sys.executable, "-m", "burnish", "run", str(options.recipe), "--against-alone", "-o", str(folder / f"seed-{seed}")]
+    words = [
+        sys.executable,
+        "-m",
+        "burnish",
+        "run",
+        str(options.recipe),
+        "--against-alone",
+        "-o",
+        str(folder / f"seed-{seed}"),
+    ]
     keys = [f"train.seed={seed}", *options.set]
     done = subprocess.run(
-        [*words, "--json", *(word for key in keys for word in ("--set", key))], capture_output=True, text=True, check=False
+        [*words, "--json", *(word for key in keys for word in ("--set", key))],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode not in (0, 1):
         return {"seed": seed, "error": " / ".join(done.stderr.strip().splitlines()[-4:])}
@@ -38,7 +50,9 @@ def run(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         for name, one in report["evaluation"]["tasks"].items()
     }
     seconds = {step["name"]: step["seconds"] for step in report["steps"]}
-    mix = {name: {key: one[key] for key in ("share", "dealt", "passes", "train")} for name, one in report["tasks"].items()}
+    mix = {
+        name: {key: one[key] for key in ("share", "dealt", "passes", "train")} for name, one in report["tasks"].items()
+    }
     return {"seed": seed, "tasks": tasks, "mix": mix, "seconds": seconds, "device": report["training"]["device"]}
 
 
@@ -51,7 +65,9 @@ def show(results: list[dict[str, Any]]) -> bool:
     passed = []
     for name in done[0]["tasks"] if done else ():
         runs = [result["tasks"][name] for result in done]
-        together, alone = ([one[key] for one in part] for key, part in (("tuned", runs), ("alone", [r["against_alone"] for r in runs])))
+        together, alone = (
+            [one[key] for one in part] for key, part in (("tuned", runs), ("alone", [r["against_alone"] for r in runs]))
+        )
         gain = statistics.mean(together) - statistics.mean(alone)
         said = [one["against_alone"]["said"] for one in runs]
         passed.append(gain >= -POINT or "hurts" in " ".join(said))

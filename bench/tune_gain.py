@@ -70,7 +70,9 @@ def main() -> int:
     parser.add_argument("--out", "-o", type=Path, required=True, help="the study's folder")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--budget", help="as `burnish tune --budget`")
-    parser.add_argument("--kill-after", type=float, help="seconds after the first checkpoint; without it none is killed")
+    parser.add_argument(
+        "--kill-after", type=float, help="seconds after the first checkpoint; without it none is killed"
+    )
     parser.add_argument("--set", action="append", default=[], help="a key of the recipe")
     parser.add_argument("--json", type=Path, help="where the results go")
     options = parser.parse_args()
@@ -107,18 +109,28 @@ def show(found: dict[str, Any]) -> int:
     if not (default and best):
         print(f"FAIL {found['counts']} in {found['seconds']:.0f} s: no default or no best trial; {found['trials']}")
         return 1
-    unfinished = {state: found["counts"].get(state, 0) for state in ("running", "waiting") if found["counts"].get(state)}
+    unfinished = {
+        state: found["counts"].get(state, 0) for state in ("running", "waiting") if found["counts"].get(state)
+    }
     print(f"{found['counts']} in {found['seconds']:.0f} s; begun by {found['trials_begun_by']}; {found['death']}")
     print(f"  best trial: {best['values']}")
     checks = {
         "validation": (default["metric"] < best["metric"], f"{default['metric']:.4f} -> {best['metric']:.4f}"),
         "test": (
             bool(test) and test["delta"] > 0,
-            f"{test['base']:.4f} -> {test['tuned']:.4f} on {test['n']} rows, 95% {test['ci95']}" if test else "not looked at",
+            f"{test['base']:.4f} -> {test['tuned']:.4f} on {test['n']} rows, 95% {test['ci95']}"
+            if test
+            else "not looked at",
         ),
         "seeds": (len(found["seeds"]) > 1, json.dumps(found["spread"])),
-        "nothing lost": (not unfinished and not any(found["codes"]), f"{unfinished or 'no trial'} unfinished, {found['codes']}"),
-        "gone on": (not found["death"].get("killed") or found["taken_up_again"] > 0, f"{found['taken_up_again']} taken up again"),
+        "nothing lost": (
+            not unfinished and not any(found["codes"]),
+            f"{unfinished or 'no trial'} unfinished, {found['codes']}",
+        ),
+        "gone on": (
+            not found["death"].get("killed") or found["taken_up_again"] > 0,
+            f"{found['taken_up_again']} taken up again",
+        ),
         "shared": (len(found["trials_begun_by"]) > 1, f"{len(found['trials_begun_by'])} processes"),
     }
     for name, (passed, said) in checks.items():

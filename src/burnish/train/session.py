@@ -145,7 +145,9 @@ class Session:
         scores = [score[self.exam.item_metric] for score in sitting.scores]
         answers = sitting.answers[:FIXED_PROMPTS]
         tasks = self.exam.by_task(sitting)
-        found = Validation(step, sitting.loss, figures[self.exam.metric], figures, answers, scores, tasks, sitting.brier)
+        found = Validation(
+            step, sitting.loss, figures[self.exam.metric], figures, answers, scores, tasks, sitting.brier
+        )
         record.write(
             step, {"validation_loss": found.loss, **{f"validation_{name}": value for name, value in figures.items()}}
         )

@@ -116,7 +116,7 @@ class Search:
 
     @property
     def best(self) -> FrozenTrial | None:
-        """The trial with the best metric; of those whose metric is within its noise, and not below the default's, the one of least error."""
+        """The trial with the best metric; of those within its noise, and not below the default's, the one of least error."""
         ended = self.ended()
         if not ended:
             return None
