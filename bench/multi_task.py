@@ -3,7 +3,7 @@
     python bench/multi_task.py bench/recipes/three_tasks.yaml --seeds 0 1 2 --at-once 3
 
 Each run is `burnish run RECIPE --against-alone`, in a process of its own. A task passes where its mean over the seeds is at most one point
-below that of the models tuned alone, or where the reports say that the others hurt it.
+below that of the models tuned alone, or where a report says that the others hurt it or may hurt it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def show(results: list[dict[str, Any]]) -> bool:
         )
         gain = statistics.mean(together) - statistics.mean(alone)
         said = [one["against_alone"]["said"] for one in runs]
-        passed.append(gain >= -POINT or "hurts" in " ".join(said))
+        passed.append(gain >= -POINT or "hurt" in " ".join(said))
         each = ", ".join(f"{one:.4f}/{other:.4f}" for one, other in zip(together, alone, strict=True))
         print(
             f"{'PASS' if passed[-1] else 'FAIL'} {name}: {runs[0]['metric']} {statistics.mean(together):.4f} together, "
