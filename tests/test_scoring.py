@@ -94,7 +94,7 @@ def test_every_metric_that_a_recipe_may_name_is_given_by_its_scorer(kind, metric
     scorer = scorer_for(kind, metric, labels=LABELS, **NEEDS.get(metric, {}))
     assert scorer.primary == metric
     assert scorer.name == kind
-    assert metric in scorer.summarize([("", "x")])
+    assert metric in scorer.summarize([("", "1")])
 
 
 @pytest.mark.parametrize("scorer", EVERY, ids=lambda scorer: f"{scorer.name}-{scorer.primary}")

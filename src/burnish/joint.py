@@ -155,6 +155,7 @@ def joined(parts: Mapping[str, Tokenized]) -> Tokenized:
     writer = next((part.chat for part in parts.values() if not part.chat.labels), first.chat)
     chat = Chat(writer.tokenizer, system=writer.system, max_length=writer.max_length)
     scoring = [name for name, part in parts.items() if part.chat.labels]
+    chat.kind = next((part.chat.kind for part in parts.values() if part.chat.labels), "")
     chat.labels = tuple(
         f"{name}: {label}" if len(scoring) > 1 else label for name in scoring for label in parts[name].chat.labels
     )

@@ -7,7 +7,6 @@ import heapq
 import math
 import random
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from burnish.core import Batch, Group, pack
@@ -38,18 +37,24 @@ class Feed:
         self.steps_per_epoch = steps_per_epoch(len(self.groups), batch_size)
         self.total_steps = total_steps(len(self.groups), batch_size, epochs, max_steps)
         self.step = 0
+        self._ahead: dict[
+            tuple[int, int], list[Batch]
+        ] = {}  # the next step, by its number and the micro_tokens it was packed for
         self._sizes = [sum(len(seq) for seq in group) for group in self.groups]
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """Each step is packed while the one before it runs."""
-        ahead: dict[tuple[int, int], Future[list[Batch]]] = {}  # by what it was packed for
-        with ThreadPoolExecutor(1) as aside:
-            while self.step < self.total_steps:
-                packed = ahead.get((self.step, self.micro_tokens))
-                self.step += 1
-                if self.step < self.total_steps:
-                    ahead = {(self.step, self.micro_tokens): aside.submit(self._micro, self.step)}
-                yield packed.result() if packed else self.again()
+        while self.step < self.total_steps:
+            packed = self._ahead.pop((self.step, self.micro_tokens), None)
+            self.step += 1
+            yield packed or self.again()
+
+    def pack_ahead(self) -> None:
+        """Pack the next step now, because a device is busy with this one and nobody waits for the host.
+
+        In the thread that asks the device for work: another would hold the interpreter for milliseconds when this one wants to go on.
+        """
+        if self.step < self.total_steps:
+            self._ahead = {(self.step, self.micro_tokens): self._micro(self.step)}
 
     def seen(self) -> dict[str, int]:
         """How many groups of each task the whole run deals; a group that comes again counts again."""

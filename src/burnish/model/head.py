@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 Bend = Callable[[Tensor], Tensor]
 LOGITS = {"cpu": 256 * 49152, "cuda": 2**27}  # logits that exist at once: many rows keep a GPU busy, few a CPU's cache
+TILE = 128  # rows that a matrix product on a GPU takes together: a few more than a multiple cost as much as the next
 KEPT_BYTES = {"cpu": 0, "cuda": 6 * 2**30}  # slopes that a trained head may keep instead of computing its logits twice
 
 
@@ -46,6 +47,7 @@ def _compute_type(weight: Tensor) -> torch.dtype:
 
 def _chunks(count: int, vocabulary: int, device: torch.device) -> list[slice]:
     rows = max(1, LOGITS[device.type] // vocabulary)
+    rows -= rows % TILE if rows > TILE else 0
     return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 

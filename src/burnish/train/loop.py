@@ -66,8 +66,9 @@ def fit(
         began = time.perf_counter()
         micro, sums = _gradients(net, tasks, feed, micro, optim, ladder, passes)
         number, rate = optim.steps + 1, optim.rate
-        # Asked for before the host waits for the loss, so that the device goes from one to the other.
+        # Asked for before the host waits for the loss, so that the device goes from one to the other; it packs meanwhile.
         optim.step(sums.bad)
+        feed.pack_ahead()
         loss, stats, norm = sums.read()
         _refuse_nonsense(number, loss, norm, net, tasks, micro, optim)
         optim.zero_grad()

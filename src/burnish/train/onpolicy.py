@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,8 @@ class OwnAnswers(Feed):
         self.write, self.every, self.share, self.folder = write, every, share, folder
         self._drawn: tuple[int, dict[int, Group]] = (-1, {})
 
-    def __iter__(self) -> Iterator[list[Batch]]:
-        while self.step < self.total_steps:
-            self.step += 1
-            yield self.again()
+    def pack_ahead(self) -> None:
+        """The next step's answers are not there yet: the student may have to write them with the weights of this one."""
 
     def _micro(self, step: int) -> list[Batch]:
         own = self._block(step // self.every)
