@@ -77,18 +77,29 @@ def clock(teacher: Path, student: Path, count: int) -> dict[str, Any]:
     """The times of both, in seconds, and the student's share with its 95% interval, one question at a time and in batches."""
     from burnish.evaluate.timing import ratio_of, summary_of, time_in_turn
 
-    rows = (teacher / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    questions = [json.loads(row)["row"]["text"] for row in rows[: max(count, BATCH)]]
+    lines = (student / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line)["row"] for line in lines]
+    questions = [row["messages"][0]["content"] for row in rows]
     both = answering(teacher), answering(student)
-    found = {}
+    found: dict[str, Any] = {"as_exported": [right(answer, rows) for answer in both]}
     for name, size in (("one", 1), ("batch", BATCH)):
         parts = [questions[start : start + size] for start in range(0, len(questions) - size + 1, size)]
-        parts = (parts * count)[:count]
+        parts = (parts * count)[:count]  # small test files come round again
         theirs, ours = time_in_turn(*both, [(part, part) for part in parts])
         ratio, interval = ratio_of(theirs, ours)
         times = {"teacher": summary_of(theirs), "student": summary_of(ours), "answers": len(parts)}
         found[name] = times | {"ratio": ratio, "ci95": interval}
     return found
+
+
+def right(answer: Callable[[list[str]], list[str]], rows: Sequence[dict[str, Any]]) -> float:
+    """The share of the rows that is named right, in batches."""
+    hits = 0
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        said = answer([row["messages"][0]["content"] for row in part])
+        hits += sum(one == row["label"] for one, row in zip(said, part, strict=True))
+    return hits / len(rows)
 
 
 def show(results: list[dict[str, Any]]) -> bool:
@@ -108,7 +119,7 @@ def show(results: list[dict[str, Any]]) -> bool:
                 f"{1e3 * times['one']['teacher']['median']:.2f} -> {1e3 * times['one']['student']['median']:.2f} ms "
                 f"({times['one']['ratio']:.1%}, 95% {low:.1%} to {high:.1%}); in batches of {BATCH} "
                 f"{1e3 * times['batch']['teacher']['median']:.2f} -> {1e3 * times['batch']['student']['median']:.2f} ms "
-                f"({times['batch']['ratio']:.1%})"
+                f"({times['batch']['ratio']:.1%}); of the exported files {' -> '.join(f'{one:.4f}' for one in times['as_exported'])}"
             )
         whole = [one for one in runs if "error" not in one]
         if not whole:
