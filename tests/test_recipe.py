@@ -354,3 +354,15 @@ def test_a_sample_is_said_once_for_all_tasks():
     recipe = make_recipe(with_overrides({"tasks": TASKS}, ["data.sample=20"]))
     assert [one.data.sample for one in recipe.each.values()] == [20, 20]
     assert recipe.data.sample == 20
+
+
+def test_an_override_of_nothing_is_the_empty_text():
+    values = with_overrides({"data": {"train": "a.jsonl"}, "freeze": {"layers": "0-3"}}, ["freeze.layers="])
+    assert make_recipe(values).freeze.layers == ""
+
+
+def test_a_start_is_looked_for_beside_the_recipe_first(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "recipe.yaml").write_text("data: {train: a.jsonl}\nadapter: {start: first}\n")
+    assert load_recipe(tmp_path / "recipe.yaml").adapter.start == str(tmp_path / "first")
+    assert load_recipe(tmp_path / "recipe.yaml", ["adapter.start=runs/second"]).adapter.start == "runs/second"

@@ -12,7 +12,22 @@ model = burnish.load("runs/recipe")                     # model.say("Hello") ans
 
 from __future__ import annotations
 
-from burnish.api import augment, check, distill, doctor, export, fewshot, init, load, lr_range, plan, run, runs, tune
+from burnish.api import (
+    augment,
+    check,
+    distill,
+    doctor,
+    export,
+    fewshot,
+    init,
+    load,
+    lr_range,
+    merge,
+    plan,
+    run,
+    runs,
+    tune,
+)
 
 __all__ = [
     "augment",
@@ -24,6 +39,7 @@ __all__ = [
     "init",
     "load",
     "lr_range",
+    "merge",
     "plan",
     "run",
     "runs",

@@ -82,7 +82,7 @@ def fewshot(
     *,
     k: Iterable[int] = (4, 8, 16, 32, 64),
     seeds: int = 3,
-    methods: Iterable[str] = ("in_context", "lora", "head"),
+    methods: Iterable[str] = ("in_context", "lora", "ia3", "head"),
     out: str | Path | None = None,
     overrides: Overrides = (),
     quiet: bool = False,
@@ -216,9 +216,12 @@ def init(data: str | Path, *, goal: str = "", model: str = "smollm2-135m") -> st
     return recipe_for(str(data), goal=goal, model=model)
 
 
-def load(folder: str | Path, *, force: bool = False) -> Conversation | Classifier:
+def load(
+    folder: str | Path, *, adapters: Mapping[str, str | Path] | None = None, force: bool = False
+) -> Conversation | Classifier:
     """The tuned model of a run, to talk to or to have texts classified.
 
+    adapters: name -> folder of a run or an adapter on the same base, to be loaded beside the run's own (`use` switches and stacks them).
     Raises CheckpointError where its verdict is "stop" and `force` is not given.
     """
     from burnish.folder import read_report
@@ -227,7 +230,10 @@ def load(folder: str | Path, *, force: bool = False) -> Conversation | Classifie
 
     report = read_report(folder)
     refuse_unless_fit(report, force=force)
-    return open_run(folder, report)
+    model = open_run(folder, report)
+    for name, place in (adapters or {}).items():
+        model.add(name, place)
+    return model
 
 
 def export(
@@ -237,6 +243,32 @@ def export(
     from burnish.serve.export import export_run
 
     return export_run(Path(folder), Path(to), list(kinds), force=force)
+
+
+def merge(
+    adapters: Iterable[str | Path],
+    out: str | Path,
+    *,
+    weights: Iterable[float] | None = None,
+    method: str = "cat",
+    density: float | None = None,
+    full: bool = False,
+    proof: bool = True,
+    seed: int = 0,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Merge adapters on one base into a new one, and hold it against each run's own on that run's test rows.
+
+    adapters: folders of runs, or of adapters as PEFT saves them. weights: one for each; by default equal ones that add up to 1. method:
+    PEFT's combination type; "cat" is the exact weighted sum. density: the share of numbers that TIES and DARE keep. full: write the model
+    with it merged in, too. Returns what `merge.json` holds. Raises CheckpointError for what cannot be combined.
+    """
+    from burnish.merging import merge as merge_adapters
+    from burnish.progress import Progress
+
+    options: dict[str, Any] = {"method": method, "density": density, "full": full, "proof": proof, "seed": seed}
+    given = None if weights is None else list(weights)
+    return merge_adapters(list(adapters), Path(out), Progress(quiet=quiet), weights=given, **options)
 
 
 def runs(folder: str | Path = RUNS) -> list[dict[str, Any]]:

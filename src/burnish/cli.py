@@ -240,6 +240,7 @@ def fewshot(
     methods: Annotated[list[str], typer.Option(help="in_context, or any adapter.method")] = [  # noqa: B006
         "in_context",
         "lora",
+        "ia3",
         "head",
     ],
     out: Annotated[
@@ -319,11 +320,18 @@ def distill(
 def chat(
     run: RunPath,
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="ask this one thing and end")] = "",
+    adapter: Annotated[
+        list[str],
+        typer.Option(help="NAME=FOLDER: load another adapter beside it; /use NAME or /use NAME+NAME switches"),
+    ] = [],  # noqa: B006
+    use: Annotated[str, typer.Option(help="the adapters to begin with, such as NAME or own+NAME")] = "",
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Talk to the tuned model of a run; each line on stdin is something said, /new begins again."""
-    model = api.load(run, force=force)
+    model = api.load(run, adapters=as_pairs(adapter, "--adapter", "NAME=FOLDER"), force=force)
+    if use:
+        model.use(*use.split("+"))
     if sys.stdin.isatty() and not prompt:
         print("Say something; /new begins again, Ctrl-D ends.", file=sys.stderr)
     for answer in model.answers(iter([prompt] if prompt else sys.stdin)):
@@ -341,6 +349,29 @@ def export(
     """Write a run's model again, and prove that what was written says the same."""
     parity = api.export(run, to, kinds=kind, force=force)
     show(parity, as_json, f"written to {to}; log-probabilities within {parity['largest_difference']:.1e}")
+
+
+@app.command(cls=Several)
+def merge(
+    adapters: Annotated[list[str], typer.Argument(help="folders of runs or of adapters")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the folder to write into")],
+    weights: Annotated[list[float], typer.Option(help="one for each; equal ones by default")] = [],  # noqa: B006
+    method: Annotated[
+        str, typer.Option(help="cat (the exact sum), svd, linear, ties, dare_ties, dare_linear, ...")
+    ] = "cat",
+    density: Annotated[float | None, typer.Option(help="the share of numbers that ties and dare keep")] = None,
+    full: Annotated[bool, typer.Option("--full", help="write the model with it merged in, too")] = False,
+    proof: Annotated[bool, typer.Option(help="hold it against each run's own adapter on its test rows")] = True,
+    seed: Annotated[int, typer.Option(help="of what dare drops")] = 0,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Merge adapters on one base into a new one, and say what that cost each."""
+    from burnish.merging import as_text
+
+    options: dict[str, Any] = {"method": method, "density": density, "full": full, "proof": proof, "seed": seed}
+    found = api.merge(adapters, out, weights=weights or None, quiet=quiet, **options)
+    show(found, as_json, f"{as_text(found)}\n  written to {out}")
 
 
 @app.command()
@@ -365,11 +396,16 @@ def hint(fix: str) -> str:
 
 
 def as_columns(pairs: list[str]) -> dict[str, str] | None:
+    return as_pairs(pairs, "--column", "label=category") or None
+
+
+def as_pairs(pairs: list[str], where: str, expected: str) -> dict[str, str]:
+    """ "a=b" -> {"a": "b"}."""
     from burnish.errors import RecipeError
 
     if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise RecipeError(f"found {wrong[0]!r}", where="--column", expected="label=category")
-    return dict(pair.split("=", 1) for pair in pairs) or None
+        raise RecipeError(f"found {wrong[0]!r}", where=where, expected=expected)
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def summary(report: dict[str, Any]) -> str:

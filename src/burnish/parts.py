@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -21,9 +21,11 @@ from burnish.errors import RecipeError
 from burnish.evaluate.runner import Exam, Item, make_items
 from burnish.evaluate.scored import ScoredExam
 from burnish.heads import chat_for, labels_of
+from burnish.methods import METHODS
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
 from burnish.model.constrained import Constraint
+from burnish.model.depth import Pace, paces
 from burnish.model.fast import accelerate
 from burnish.model.features import CachedBody
 from burnish.model.likelihood import sequence_logp
@@ -31,11 +33,13 @@ from burnish.model.load import Head, empty_model, load_model, on_device
 from burnish.model.net import OF_TEACHER, Net
 from burnish.model.quantize import quantize
 from burnish.model.regularise import set_dropout
+from burnish.model.starts import before_tuning
+from burnish.model.warm_start import check_start, find_start, keeps_head, put_start
 from burnish.recipe import MAIN, Recipe
 from burnish.scoring import Scorer
 from burnish.train import memory
 from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate
-from burnish.train.plan import Plan, Workload, choose, make_plan, micro_candidates
+from burnish.train.plan import Plan, Workload, choose, make_plan, micro_candidates, suited
 
 if TYPE_CHECKING:
     from burnish.distillation import Guide
@@ -109,7 +113,7 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
     Raises RecipeError for what this machine cannot do.
     """
     device = memory.device_of_choice()
-    wanted = recipe.train
+    wanted = suited(recipe.train, recipe.adapter.method)
     rows = len(tokenized.train.groups)
     batch = auto_batch_size(rows) if wanted.batch_size == "auto" else wanted.batch_size
     steps = total_steps(rows, batch, wanted.epochs, wanted.max_steps)
@@ -128,9 +132,14 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
         precision=memory.precision_of_choice(wanted.precision, device, recipe.adapter.method),
         device=str(device),
         compile=device.type == "cuda" if wanted.compile == "auto" else wanted.compile,
+        recomputable=recipe.adapter.method != "prefix",
     )
     empty = empty_net(recipe, chosen, tokenized)
-    settings = replace(settings, one_row=by_edges(empty, device, settings.precision))
+    if start := find_start(recipe.adapter):
+        trusted = recipe.trust_remote_code
+        check_start(start, empty, chosen.source, chosen.config, trust_remote_code=trusted)
+    apart = not METHODS[recipe.adapter.method].prompts  # learnt tokens come before each sequence in a row of its own
+    settings = replace(settings, one_row=apart and by_edges(empty, device, settings.precision))
     return choose(wanted, chosen.config, empty, workload(recipe, chosen, tokenized, settings), settings)
 
 
@@ -163,16 +172,30 @@ def load_net(
     """
     plain = settings.precision == "fp32" or recipe.adapter.method == "full"
     dtype, device = torch.float32 if plain else torch.bfloat16, torch.device(settings.device)
+    start = find_start(recipe.adapter)
+
+    def trainable(model: Any) -> nn.Module:
+        adapted = adapt(model, recipe.adapter, recipe.freeze)
+        if start:
+            put_start(start, adapted, head)
+        return adapted
 
     def make() -> Any:
-        model: Any = load_model(chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code, head=head)
+        whole = start if start and start.kind == "weights" else None
+        model: Any = load_model(
+            str(whole.folder) if whole else chosen.source,
+            dtype=dtype,
+            trust_remote_code=recipe.trust_remote_code,
+            head=head,
+            new_head=whole is not None and not keeps_head(whole, head),
+        )
         set_dropout(model, recipe.train.dropout)
         if settings.precision in ("fp8", "nf4"):
             room = memory.room(device, recipe.train.memory_limit)
-            return _quantized(adapt(model, recipe.adapter, recipe.freeze), settings, rows, room)
+            return _quantized(trainable(model), settings, rows, room)
         by_text = recipe.adapter.method == "head" and "score" in chosen.objective.needs  # not by token
         kind = CachedBody if by_text else Net
-        return kind(adapt(model.to(device), recipe.adapter, recipe.freeze), precision=settings.precision)
+        return kind(trainable(model.to(device)), precision=settings.precision)
 
     net: Net = on_device(make, device)
     if isinstance(net, CachedBody):  # one pass for each text is too few to compile for, and nothing of it is kept
@@ -212,8 +235,8 @@ def base_of(recipe: Recipe, chosen: Chosen, net: Net) -> Iterator[Net]:
     So is the model below a score head: before tuning it has no such head, but it can write.
     """
     if hasattr(net.model, "disable_adapter") and net.language_model.get_output_embeddings() is not None:
-        with net.model.disable_adapter():
-            yield net
+        with before_tuning(net.model) as base:
+            yield net if base is net.model else Net(base, precision=net.precision)
         return
     dtype = net.language_model.dtype
     base = on_device(
@@ -261,6 +284,14 @@ def check_head(recipe: Recipe, objective: Objective) -> None:
             expected="no freeze beside adapter.method=head",
             hint="--set freeze.layers='' --set freeze.modules=[]",
         )
+    if recipe.train.layer_decay != 1 or recipe.train.gradual_unfreezing:
+        key = "layer_decay" if recipe.train.layer_decay != 1 else "gradual_unfreezing"
+        raise RecipeError(
+            "the head alone is trained, so no layer has a rate or begins later",
+            where=f"train.{key}",
+            expected="adapter.method lora or full beside it",
+            hint=f"--set train.{key}={1 if key == 'layer_decay' else 0}",
+        )
 
 
 def remember_features(net: Net, tokenized: Tokenized, exam: Exam, row_tokens: int) -> None:
@@ -272,8 +303,9 @@ def remember_features(net: Net, tokenized: Tokenized, exam: Exam, row_tokens: in
 def make_optimizer(
     recipe: Recipe, net: Net, settings: memory.Settings, schedule: Callable[[int], float] | None = None
 ) -> Optim:
+    trained = trained_parameters(net.model)
     return Optim(
-        trained_parameters(net.model),
+        trained,
         learning_rate=settings.learning_rate,
         total=settings.steps,
         warmup=recipe.train.warmup,
@@ -283,7 +315,14 @@ def make_optimizer(
         in_backward=settings.in_backward,
         recorded=settings.graph,
         schedule=schedule,
+        paces=paces_of(recipe, trained, settings),
     )
+
+
+def paces_of(recipe: Recipe, trained: Iterable[str], settings: memory.Settings) -> dict[str, Pace]:
+    """At which share of the rate, and from which step on, each trained parameter learns."""
+    wanted = recipe.train
+    return paces(trained, layer_decay=wanted.layer_decay, unfreezing=wanted.gradual_unfreezing, steps=settings.steps)
 
 
 def plan_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> Plan:

@@ -51,11 +51,14 @@ from burnish.joint import (
     tasks_of,
     tokenized_rows,
 )
+from burnish.methods import METHODS
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
+from burnish.model.depth import as_table, by_depth
 from burnish.model.load import Head, find_model, load_config, load_tokenizer
 from burnish.model.net import Net
 from burnish.model.quantize import quantize
 from burnish.model.sample import Sampler
+from burnish.model.warm_start import find_start, start_as_json
 from burnish.parts import (
     Chosen,
     Tokenized,
@@ -68,6 +71,7 @@ from burnish.parts import (
     load_net,
     make_feed,
     make_optimizer,
+    paces_of,
     plan_of,
     remember_features,
     settle,
@@ -155,6 +159,8 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
         key = key_of(source, made_of, config.to_dict(), files_key(files), importlib.metadata.version("burnish"))
         key = key_of(key, guide.key) if guide else key
+        start = find_start(recipe.adapter, run.folder)
+        key = key_of(key, files_key(start.files)) if start else key
         write_text(run.folder / "recipe.yaml", recipe.dump())
         if not recipe.goal:
             run.progress.say(
@@ -291,7 +297,14 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             groups = {name: part.train.groups for name, part in tokenized.tasks.items()}
             chats = {name: part.chat for name, part in tokenized.tasks.items()}
             learnt_by = {name: (distillation.by_heart(one), weight) for name, (one, weight) in tasks.items()}
-            seen = smoke(net, tasks, groups, chats, longest, settings.learning_rate, try_adapter, ladder, learnt_by)
+            rate, method = settings.learning_rate, recipe.adapter.method
+            if (
+                recipe.adapter.start
+            ):  # rows that are half known already, often at a low rate, take long to be known by heart
+                hidden = chosen.config.get_text_config().hidden_size
+                rate = max(rate, auto_learning_rate(hidden, method, settings.steps))
+            enough = METHODS[method].learns
+            seen = smoke(net, tasks, groups, chats, longest, rate, try_adapter, ladder, learnt_by, enough)
             settings = ladder.settings
             found = {"summary": seen.summary, "settings": asdict(settings), "ladder": ladder.taken}
             kept = run.keep("smoke", key, asdict(seen) | found | {"rounding": net.rounding})
@@ -305,6 +318,7 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             "parameters": parameter_count(net.model),
             "trained_parameters": sum(p.numel() for p in trained_parameters(net.model).values()),
             "trained": trained_groups(net.model),
+            **how_trained(recipe, net, settings, head),
             "head": asdict(head) if head and not head.beside else None,
             **({"head_beside": asdict(head)} if head and head.beside else {}),
         }
@@ -316,6 +330,17 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
                 f"; {settings.precision} makes the loss {after:.4f} where bf16 has {before:.4f} ({after / before - 1:+.2%})"
             )
         return Tried(net, settings, kept["ladder"])
+
+
+def how_trained(recipe: Recipe, net: Net, settings: memory.Settings, head: Head | None) -> dict[str, Any]:
+    """What the report says of it beyond the groups: where it began, and the rate and the first step of each depth where these differ."""
+    pace_of = paces_of(recipe, trained_parameters(net.model), settings)
+    found: dict[str, Any] = {}
+    if start := find_start(recipe.adapter):
+        found["start"] = start_as_json(start, head)
+    if len(set(pace_of.values())) > 1:
+        found["depths"] = by_depth(net.model, pace_of, settings.learning_rate)
+    return found
 
 
 def net_to_train(
@@ -337,7 +362,7 @@ def rows_to_round_on(chosen: Chosen, tokenized: Tokenized, count: int = 32) -> l
 def make_ladder(
     run: Run, recipe: Recipe, net: Net, settings: memory.Settings, feed: Feed, optim: Optim | None = None
 ) -> Ladder:
-    low_rank = recipe.adapter.method not in ("full", "head")
+    low_rank = METHODS[recipe.adapter.method].low_rank
     return Ladder(net, settings, feed, low_rank=low_rank, optim=optim, say=run.progress.say)
 
 
@@ -346,6 +371,11 @@ def set_up(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, setti
     with run.step("set up") as record:
         plan = plan_of(recipe, chosen, tokenized, settings)
         run.learn(plan=plan.as_json())
+        model = run.parts["model"]
+        if start := model.get("start"):
+            gone_on = f"; its head {start['head']}" if start["head"] else ""
+            run.progress.say(f"  begins with what is in {start['folder']}{gone_on}")
+        run.progress.say(f"  what is trained:\n{indented(as_table(model.get('depths') or model['trained']))}")
         if recipe.tasks:
             run.parts["tasks"] = described(recipe, tokenized, make_feed(recipe, tokenized, settings).seen())
         if not plan.fits:
@@ -512,9 +542,9 @@ def train_alone(
 def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained) -> None:
     """9: files that load anywhere, held against the model that was evaluated, and a card."""
     with run.step("deploy") as record:
-        wanted = [
-            name for name in recipe.deploy.export if name == "merged" or recipe.adapter.method not in ("full", "head")
-        ]
+        method = METHODS[recipe.adapter.method]
+        can = {"adapter": method.beside, "merged": method.merges}
+        wanted = [name for name in recipe.deploy.export if can[name]]
         key = key_of(trained.key, trained.report["best_step"], wanted, run.parts["model"]["head"])
         kept = run.kept("deploy", key)
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from burnish.errors import RecipeError
+from burnish.methods import METHODS, keys_of, refused_keys
 
 Kind = Literal["chat", "generate", "classify", "extract", "multilabel", "regress", "tag"]
 Precision = Literal["auto", "fp32", "bf16", "fp8", "nf4"]
@@ -127,13 +128,46 @@ class Data(Section):
 
 
 class Adapter(Section):
-    """What is trained: a low-rank adapter (arXiv 2106.09685), all weights, or the score head alone on a frozen body."""
+    """What is trained: an adapter, all weights (full), or the score head alone on a frozen body (head). `methods` says which keys each
+    method takes; those of others are None.
+    """
 
-    method: Literal["lora", "full", "head"] = "lora"
-    rank: Annotated[int, Field(ge=1, alias="r")] = 16
-    alpha: Annotated[float, Field(gt=0, alias="lora_alpha")] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1, alias="lora_dropout")] = 0.0
-    targets: Annotated[Paths, Field(alias="target_modules")] = ["all-linear"]
+    method: Literal[
+        "lora",
+        "rslora",
+        "dora",
+        "pissa",
+        "loftq",
+        "ia3",
+        "oft",
+        "vera",
+        "layernorm",
+        "prompt",
+        "prefix",
+        "full",
+        "head",
+    ] = "lora"
+    rank: Annotated[int | None, Field(ge=1, alias="r")] = None
+    alpha: Annotated[float | None, Field(gt=0, alias="lora_alpha")] = None
+    dropout: Annotated[float | None, Field(ge=0, lt=1, alias="lora_dropout")] = None
+    block: Annotated[int | None, Field(ge=2, alias="oft_block_size")] = None  # of oft: numbers turned together
+    tokens: Annotated[int | None, Field(ge=1, alias="num_virtual_tokens")] = None  # of prompt and prefix
+    targets: Annotated[Paths | None, Field(alias="target_modules")] = None
+    # A run, an adapter's folder or (full) a model's folder to go on from; all else of the training begins anew.
+    start: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_method(cls, values: Any) -> Any:
+        """The method's own defaults for what is not given."""
+        method = values.get("method", "lora") if isinstance(values, Mapping) else None
+        if not isinstance(method, str) or method not in METHODS:
+            return values
+        names = {field.alias: name for name, field in cls.model_fields.items()}
+        given = {names.get(key, key): value for key, value in values.items() if value is not None}
+        if refused := refused_keys(method, given):
+            raise ValueError(f"the method {method} takes {keys_of(method)}, not {refused[0]}")
+        return {**METHODS[method].defaults, **given}
 
 
 class Freeze(Section):
@@ -155,6 +189,8 @@ class Train(Section):
     )
     micro_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = "auto"  # tokens that go through the net at once
     warmup: Annotated[float, Field(ge=0, lt=1, alias="warmup_ratio")] = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # each layer's rate is that of the one above times this
+    gradual_unfreezing: Share = 0.0  # share of the run over which layers begin to train, from the top down
     weight_decay: Annotated[float, Field(ge=0)] = 0.01  # of matrices alone, adapters' among them
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = (
         None  # of the model's own layers; None: as its configuration has it
@@ -327,6 +363,7 @@ class Recipe(Section):
         """The recipe as YAML, every key spelled out."""
         unused = OF_ONE if self.tasks else {"tasks", "mixing"}
         values = self.model_dump(mode="json", by_alias=False, exclude=unused)
+        values["adapter"] = {key: value for key, value in values["adapter"].items() if value is not None}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -459,6 +496,7 @@ def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Pat
     """A checked recipe from plain values. Raises RecipeError as `load_recipe` does."""
     values = own_names(values, where)
     check_tasks(values, where)
+    check_adapter(values.get("adapter"), where)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -470,8 +508,30 @@ def make_recipe(values: Mapping[str, Any], *, where: str = "recipe", folder: Pat
     distill = recipe.distill
     if distill.teacher:
         distill = distill.model_copy(update={"teacher": _beside(folder, distill.teacher)})
-    changed = {**_found(folder, recipe), "tasks": tasks, "model": model, "distill": distill}
+    adapter = recipe.adapter
+    if adapter.start:
+        adapter = adapter.model_copy(update={"start": _beside(folder, adapter.start)})
+    changed = {**_found(folder, recipe), "tasks": tasks, "model": model, "distill": distill, "adapter": adapter}
     return recipe.model_copy(update=changed)
+
+
+def check_adapter(values: Any, where: str) -> None:
+    """Raise RecipeError where `adapter` has a key that its method does not take, or names a method by another name."""
+    method = values.get("method", "lora") if isinstance(values, Mapping) else None
+    if method == "qlora":
+        raise RecipeError(
+            "`adapter.method` is 'qlora'",
+            where=where,
+            expected="lora on a base whose weights have 4 bits",
+            hint="adapter: {method: lora}, train: {precision: nf4}",
+        )
+    if isinstance(method, str) and method in METHODS and (refused := refused_keys(method, values)):
+        raise RecipeError(
+            f"the method {method} takes no `adapter.{refused[0]}`",
+            where=where,
+            expected=f"one of: {keys_of(method)}",
+            hint=f"--set adapter.{refused[0]}=null   takes it out of the recipe",
+        )
 
 
 def check_tasks(values: Mapping[str, Any], where: str) -> None:
@@ -524,7 +584,8 @@ def _pairs(overrides: Iterable[str] | Mapping[str, Any]) -> Iterable[tuple[str, 
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise RecipeError(f"found {text!r}", where="--set", expected="a.b=value", hint="--set train.epochs=2")
-        yield key.strip(), parse_yaml(value, f"--set {key}")
+        # A shell leaves nothing of '', which is the empty text; no value is `null`.
+        yield key.strip(), parse_yaml(value, f"--set {key}") if value.strip() else ""
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:

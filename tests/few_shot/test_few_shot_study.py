@@ -57,6 +57,12 @@ def test_every_method_has_a_point_at_every_k(finished):
     assert summary["items"] == {"validation": 6, "test": 12}
 
 
+def test_a_head_beside_a_recipe_whose_layers_have_rates_takes_none_of_them(recipe, tmp_path):
+    paced = recipe(train={"layer_decay": 0.5, "gradual_unfreezing": 0.5})
+    summary = burnish.fewshot(paced, k=(2,), seeds=1, methods=("head",), out=tmp_path, quiet=True)
+    assert [point["method"] for point in summary["curve"]] == ["head"]
+
+
 def test_a_head_that_learnt_a_few_rows_beats_the_prompt(finished):
     _, summary = finished
     by_method = {point["method"]: point for point in summary["curve"] if point["k"] == 4}

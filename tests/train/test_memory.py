@@ -91,8 +91,8 @@ def test_a_model_with_experts_is_counted_by_those_that_a_token_meets():
 def test_the_shape_counts_what_is_frozen_and_what_is_trained():
     lora, full = make_shape(tied=True), make_shape(adapter=FULL, tied=True)
     assert full.trained == full.parameters == lora.parameters == lora.frozen
-    assert (full.frozen, full.matrices, full.low_rank, full.head_trained) == (0, 0, False, True)
-    assert (lora.low_rank, lora.head_trained) == (True, False)
+    assert (full.frozen, full.matrices, full.beside, full.head_trained) == (0, 0, False, True)
+    assert (lora.beside, lora.head_trained) == (True, False)
     assert lora.ranks == 7 * 16
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from burnish.errors import RecipeError
+from burnish.model.depth import Pace
 from burnish.train.optim import Optim, auto_batch_size, auto_learning_rate, rate_at
 
 
@@ -259,3 +260,84 @@ def test_a_schedule_of_its_own_takes_the_place_of_warm_up_and_cosine():
         weights["w"].grad = torch.ones(2, 2)
         optim.step()
     assert rates == [0.5, 1.0, 2.0]
+
+
+# A pace for each parameter -------------------------------------------------------------------------------------------
+
+PACES = {"one": Pace(0.5), "vector": Pace(0.25)}
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_share_of_the_rate_is_that_rate_for_that_parameter_alone(wide, in_backward):
+    apart = copies_of(wide)
+    loss = sum(parameter.square().sum() for parameter in wide.values())
+    together = Optim(wide, learning_rate=0.1, total=10, warmup=0.0, clip=1e9, paces=PACES, in_backward=in_backward)
+    with together.around_backward(last=True):
+        loss.backward()
+    together.step()
+    for name, parameter in apart.items():
+        rate = 0.1 * PACES.get(name, Pace()).share
+        alone = Optim({name: parameter}, learning_rate=rate, total=10, warmup=0.0, clip=1e9)
+        parameter.square().sum().backward()
+        alone.step()
+        torch.testing.assert_close(wide[name], parameter, rtol=1e-6, atol=1e-7)
+
+
+def test_shares_of_the_rate_hold_for_moments_of_eight_bits(wide):
+    pytest.importorskip("bitsandbytes")
+    optim = Optim(wide, learning_rate=0.1, total=10, warmup=0.0, kind="adamw8bit", paces=PACES, weight_decay=0.0)
+    before = copies_of(wide)
+    for parameter in wide.values():
+        parameter.grad = torch.ones_like(parameter)
+    optim.step()
+    moved = {name: float((before[name] - wide[name]).mean()) for name in wide}
+    assert moved == pytest.approx({"one": 0.05, "two": 0.1, "vector": 0.025}, rel=0.01)
+
+
+def test_recorded_rates_lie_each_in_a_place_of_its_own(wide):
+    optim = Optim(wide, learning_rate=0.1, total=10, paces=PACES)
+    optim.recorded = True
+    groups = optim._engine(list(wide.values())).param_groups
+    assert len({id(group["lr"]) for group in groups}) == len(groups) == 3
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_parameter_moves_from_its_first_step_on_and_wants_no_gradient_before(wide, in_backward):
+    paces = {"one": Pace(start=2)}
+    optim = Optim(wide, learning_rate=0.1, total=10, warmup=0.0, paces=paces, in_backward=in_backward)
+    for step in range(4):
+        before = copies_of(wide)
+        with optim.around_backward(last=True):
+            assert wide["one"].requires_grad == (step >= 2)
+            sum(parameter.square().sum() for parameter in wide.values()).backward()
+        assert wide["one"].requires_grad
+        optim.step()
+        optim.zero_grad()
+        assert torch.equal(wide["one"], before["one"]) == (step < 2)
+        assert not torch.equal(wide["two"], before["two"])
+
+
+def test_where_parameters_wait_nothing_is_recorded(wide):
+    assert Optim(wide, learning_rate=0.1, total=10, paces={"one": Pace(start=2)}, recorded=True).recorded is False
+
+
+def test_an_optimiser_taken_up_before_a_parameter_begins_steps_bit_for_bit_alike(wide):
+    other, settings = copies_of(wide), {"learning_rate": 0.01, "total": 10, "paces": {"one": Pace(0.5, start=3)}}
+
+    def go(optim, parameters, steps):
+        for _ in steps:
+            with optim.around_backward(last=True):
+                sum(parameter.sin().sum() for parameter in parameters.values()).backward()
+            optim.step()
+            optim.zero_grad()
+
+    whole = Optim(wide, **settings)
+    go(whole, wide, range(6))
+    first = Optim(other, **settings)
+    go(first, other, range(2))
+    kept = {name: value.clone() for name, value in first.state_tensors().items()}
+    assert not any(name.startswith("one/") for name in kept)
+    second = Optim(other, **settings)
+    second.load_state_tensors(kept, first.steps)
+    go(second, other, range(4))
+    assert all(torch.equal(wide[name], other[name]) for name in wide)

@@ -226,6 +226,10 @@ def test_recordings_are_made_or_not_as_the_recipe_says(chosen, wanted):
     assert chosen(79, train={"graph": wanted}).graph == wanted
 
 
+def test_nothing_is_recorded_while_layers_wait_for_their_turn(chosen):
+    assert chosen(79, train={"graph": True, "gradual_unfreezing": 0.5}).graph is False
+
+
 def test_where_nothing_fits_the_leanest_is_taken(chosen):
     assert sizes_of(chosen(4)) == ("offload", 2048)
 

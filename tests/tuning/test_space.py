@@ -148,6 +148,11 @@ def test_only_what_the_recipe_leaves_open_is_among_the_usual_keys():
     assert {"train.epochs", "adapter.rank", "adapter.dropout"}.isdisjoint(usual_space(recipe, 100, START))
 
 
+def test_the_rank_of_an_adapter_to_go_on_from_is_not_tried_otherwise():
+    recipe = recipe_with(RECIPE, {"adapter.start": "runs/first"})
+    assert "adapter.rank" not in usual_space(recipe, 100, START)
+
+
 # Budget --------------------------------------------------------------------------------------------------------------
 
 

@@ -20,13 +20,14 @@ from burnish.evaluate.runner import Exam, Item, Sitting, compare, make_items
 from burnish.evaluate.scored import ScoredExam
 from burnish.evaluate.timing import promise, summary_of, time_answers, time_in_turn
 from burnish.folder import Run
-from burnish.model.adapt import adapt, trained_parameters
+from burnish.methods import METHODS
+from burnish.model.adapt import trained_parameters
+from burnish.model.adapters import merge
 from burnish.model.likelihood import evaluating
-from burnish.model.load import load_model, on_device
 from burnish.model.net import Net
 from burnish.model.sample import Sampler
 from burnish.model.teacher import dtype_of_deployed, frozen_net
-from burnish.parts import head_of
+from burnish.parts import head_of, load_net, settle
 from burnish.recipe import Recipe
 from burnish.train.session import load_trained
 
@@ -81,20 +82,15 @@ def beside_teacher(
 
 
 def as_deployed(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, net: Net) -> Net:
-    """The student as it is exported: an adapter added into the weights, in the precision that a teacher is loaded in, nothing compiled."""
+    """The student as it is exported: an adapter added into the weights where it can be, in the precision of a teacher, nothing compiled."""
     dtype = dtype_of_deployed(net.device)
-    trained = {name: parameter.detach() for name, parameter in trained_parameters(net.model).items()}
-
-    def make() -> Any:
-        head = head_of(recipe, chosen, tokenized.chat)
-        model: Any = load_model(chosen.source, dtype=dtype, trust_remote_code=recipe.trust_remote_code, head=head)
-        model = adapt(model.to(net.device), recipe.adapter, recipe.freeze)
-        load_trained(Net(model), trained)
-        if hasattr(model, "merge_and_unload"):
-            model = model.merge_and_unload()
-        return model.to(dtype)
-
-    return frozen_net(on_device(make, net.device))
+    precision: Any = "bf16" if dtype == torch.bfloat16 else "fp32"
+    settings = replace(settle(recipe, chosen, tokenized), precision=precision, compile=False, recompute="none")
+    fresh = load_net(recipe, chosen, settings, head_of(recipe, chosen, tokenized.chat))
+    load_trained(fresh, {name: one.detach() for name, one in trained_parameters(net.model).items()})
+    method = METHODS[recipe.adapter.method]
+    model = merge(fresh.model) if method.beside and method.merges else fresh.model
+    return frozen_net(model.to(dtype))
 
 
 def _chat_of_teacher(recipe: Recipe, guide: Guide, tokenized: Tokenized) -> Chat:

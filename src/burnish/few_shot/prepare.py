@@ -18,6 +18,7 @@ from burnish.evaluate.runner import check_answerable
 from burnish.folder import Run, write_text
 from burnish.guards import Evidence
 from burnish.heads import labels_of
+from burnish.methods import METHODS
 from burnish.objectives import make_objective
 from burnish.parts import Chosen
 from burnish.progress import Progress
@@ -40,8 +41,8 @@ class Schedule:
         return min(max(self.steps * batch / rows, self.least), self.most)
 
 
-# A head on features that are kept costs next to nothing a step.
-SCHEDULES = {"head": Schedule(2000, 30, 100)}
+# A head on features that are kept costs next to nothing a step. IA3 has few weights to learn with; its rate is T-Few's (arXiv 2205.05638).
+SCHEDULES = {"ia3": Schedule(200, 8, 40, 3e-3), "head": Schedule(2000, 30, 100)}
 TUNED = Schedule(120, 6, 20)  # any other method
 BATCH = 8
 
@@ -142,6 +143,9 @@ def recipe_of(study: Study, method: str, adapter: Adapter, seed: int, file: str,
             "seed": seed,
         }
     )
+    head = adapter.method == "head"
+    if head:
+        train = train.model_copy(update={"layer_decay": 1.0, "gradual_unfreezing": 0.0})
     data = recipe.data.model_copy(
         update={
             "train": [file],
@@ -152,13 +156,12 @@ def recipe_of(study: Study, method: str, adapter: Adapter, seed: int, file: str,
             "sample": None,
         }
     )
-    head = adapter.method == "head"
     return recipe.model_copy(
         update={
             "data": data,
             "train": train,
             "adapter": adapter,
-            "freeze": Freeze() if head else recipe.freeze,
+            "freeze": Freeze() if head or METHODS[adapter.method].prompts else recipe.freeze,
             "objective": "classify" if head and study.by_label else recipe.objective,
             "task": recipe.task.model_copy(update={"labels": study.labels}),
         }

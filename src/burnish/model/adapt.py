@@ -1,4 +1,4 @@
-"""Make a model trainable: a low-rank adapter on some of its linear layers, or its own weights, less what is frozen."""
+"""Make a model trainable: an adapter beside its weights, or the weights themselves, less what is frozen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from burnish.errors import ModelError, RecipeError
-from burnish.model.load import Head, head_of, quiet
+from burnish.methods import METHODS
+from burnish.model.adapters import MARK, MARKS, is_adapters, with_adapter
+from burnish.model.load import head_of
 from burnish.recipe import Adapter, Freeze
 
 if TYPE_CHECKING:
@@ -19,9 +21,9 @@ _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
 def adapt(model: PreTrainedModel, adapter: Adapter, freeze: Freeze) -> nn.Module:
-    """The model with only the wanted parameters requiring gradients; a `PeftModel` around it for LoRA.
+    """The model with only the wanted parameters requiring gradients; a `PeftModel` around it where an adapter is put on.
 
-    Raises RecipeError for layers, modules, targets or ranks that the model does not have.
+    Raises RecipeError for layers, modules, targets or sizes that the model does not have.
     """
     layers = _layer_count(model)
     frozen = parse_layers(freeze.layers, layers)
@@ -41,65 +43,17 @@ def adapt(model: PreTrainedModel, adapter: Adapter, freeze: Freeze) -> nn.Module
             raise RecipeError(
                 "every layer is frozen", where="freeze.layers", expected="some layers left for the adapter"
             )
-        trained = _with_lora(model, adapter, frozen, freeze.modules)
+        if METHODS[adapter.method].prompts and (frozen or freeze.modules):
+            raise RecipeError(
+                f"the method {adapter.method} trains no layer, so none can be frozen",
+                where="freeze",
+                expected="no freeze beside it",
+                hint="--set freeze.layers='' --set freeze.modules=[]",
+            )
+        trained = with_adapter(model, adapter, _pattern_of(frozen, freeze.modules, head_of(model) is not None))
     if not any(parameter.requires_grad for parameter in trained.parameters()):
         raise RecipeError("nothing is left to train", where="freeze", hint="freeze: {layers: ''}")
     return trained
-
-
-def _with_lora(model: PreTrainedModel, adapter: Adapter, frozen: set[int], frozen_modules: list[str]) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    from burnish.model.lora import LoraLinear
-
-    narrowest = min(_linear_sides(model))
-    if adapter.rank > narrowest:
-        raise RecipeError(
-            f"the rank {adapter.rank} is above the smallest matrix",
-            where="adapter.rank",
-            expected=f"at most {narrowest}",
-        )
-    everywhere = adapter.targets == ["all-linear"]
-    if not everywhere:
-        _check_targets(model, adapter.targets)
-    head = head_of(model)
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]
-        lora_dropout=adapter.dropout,
-        target_modules="all-linear" if everywhere else adapter.targets,
-        exclude_modules=_pattern_of(frozen, frozen_modules, head is not None),
-        # Of one in the vocabulary's place PEFT trains and saves the head as it is; of one beside it PEFT must be told.
-        task_type=_task_type(head),
-        modules_to_save=["score"] if head and head.beside else None,
-    )
-    config._register_custom_module({nn.Linear: LoraLinear})  # PEFT's own way in for a layer class; no file says so
-    try:
-        with quiet():
-            return get_peft_model(model, config)
-    except ValueError as error:
-        reason = str(error).split(". ")[0]
-        raise RecipeError(f"no adapter can be made: {reason}", where="adapter.targets and freeze") from error
-
-
-def _task_type(head: Head | None) -> str:
-    """PEFT's name for what the model does."""
-    if head is None or head.beside:
-        return "CAUSAL_LM"
-    return "TOKEN_CLS" if head.kind == "tag" else "SEQ_CLS"
-
-
-def _check_targets(model: nn.Module, targets: list[str]) -> None:
-    """PEFT passes over a target that it does not find, where it finds another."""
-    names = [name for name, _ in model.named_modules()]
-    for wanted in targets:
-        if not any(f".{name}".endswith(f".{wanted}") for name in names):
-            known = sorted(
-                {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-            )
-            raise RecipeError(
-                f"no layer is called {wanted}", where="adapter.targets", expected=f"some of {', '.join(known)}"
-            )
 
 
 def parse_layers(text: str, count: int, where: str = "freeze.layers") -> set[int]:
@@ -158,24 +112,18 @@ def _layer_count(model: PreTrainedModel) -> int:
     return int(count)
 
 
-def _linear_sides(model: nn.Module) -> list[int]:
-    """The widths of the layers that an adapter may sit on; a score head, narrow as it may be, is none of them."""
-    return [
-        side
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and name != "score"
-        for side in (part.in_features, part.out_features)
-    ]
-
-
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> parameter of everything that training changes: what a checkpoint holds."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def parameter_count(model: nn.Module) -> int:
-    """The model's own parameters: neither an adapter's, nor the copy of a head that PEFT trains in place of the first."""
-    return sum(p.numel() for name, p in model.named_parameters() if not re.search(r"lora_|modules_to_save", name))
+    """The model's own parameters, those stored in few bits too: neither an adapter's, nor the copy of a head that PEFT trains for it."""
+    from burnish.model.frozen import FrozenLinear
+
+    stored = (part for part in model.modules() if isinstance(part, FrozenLinear))
+    plain = sum(p.numel() for name, p in model.named_parameters() if not is_adapters(name))
+    return plain + sum(part.in_features * part.out_features for part in stored)
 
 
 def trained_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -185,9 +133,8 @@ def trained_groups(model: nn.Module) -> list[dict[str, Any]]:
     for name, parameter in trained_parameters(model).items():
         found = _LAYER.search(name)
         kind = name[found.end() :] if found else name.removeprefix("base_model.model.")
-        kind = re.sub(r"\.lora_[AB]\.\w+", " (lora)", kind.replace(".modules_to_save.default", "")).removesuffix(
-            ".weight"
-        )
+        kind = kind.replace(".modules_to_save.default", "")
+        kind = MARK.sub(lambda mark: f" ({MARKS[mark[1]]})", kind, count=1).removesuffix(".weight").strip()
         sizes[kind] += parameter.numel()
         layers.setdefault(kind, set()).update({int(found[1])} if found else ())
     return [{"group": _with_layers(kind, layers[kind]), "parameters": size} for kind, size in sizes.items()]

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from burnish.model.net import Net
+from burnish.model.prompts import learnt_tokens
 
 # Share of the activations of a layer that its compiled backward pass may find kept, between what a compiler keeps for the best speed
 # (1) and the layer's input alone (0); the compiler chooses what is cheapest to compute again. From the fastest level to the leanest.
@@ -39,7 +40,8 @@ def accelerate(net: Net, *, compile: bool, recompute: str = "none", backend: str
             layer.compile(dynamic=True, backend=backend)
             for part in filter(_chooses_by_data, layer.modules()):
                 part.forward = torch.compiler.disable(part.forward)
-    _recompute_layers(model, level in ("all", "offload") and not compile)
+    whole = level in ("all", "offload") and not compile
+    _recompute_layers(model, whole, walked=learnt_tokens(net.model) > 0)
     _want_input_gradients(model, compile)
     net.offload = level == "offload"
 
@@ -69,13 +71,13 @@ def _chooses_by_data(module: nn.Module) -> bool:
     return known and not hasattr(module.forward, "_torchdynamo_disable")
 
 
-def _recompute_layers(model: Any, whole: bool) -> None:
+def _recompute_layers(model: Any, whole: bool, *, walked: bool) -> None:
     """transformers' own switch in each layer; a layer's input is what autograd saves then, so that it can be moved to the host.
 
     What enters the lowest trained layer wants no gradient, so that nothing below is walked back: that layer is computed again by the one
-    of torch's two ways that does not need its input to want one.
+    of torch's two ways that does not need its input to want one. walked: what enters the first layer wants a gradient in any case.
     """
-    walked = any(parameter.requires_grad for parameter in model.get_input_embeddings().parameters())
+    walked = walked or any(parameter.requires_grad for parameter in model.get_input_embeddings().parameters())
     for layer in decoder_layers(model):
         trained = any(parameter.requires_grad for parameter in layer.parameters())
         layer.gradient_checkpointing = whole and (walked or trained)

@@ -191,10 +191,16 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
 
 
 def load_model(
-    source: str, *, dtype: torch.dtype, trust_remote_code: bool = False, head: Head | None = None
+    source: str,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    head: Head | None = None,
+    new_head: bool = False,
 ) -> PreTrainedModel:
     """The model with its weights in `dtype`, from safetensors alone; with a score head in place of the vocabulary's where one is given,
-    or beside it. The one beside it has the weights of the folder's HEAD_FILE where there is one.
+    or beside it. The one beside it has the weights of the folder's HEAD_FILE where there is one. new_head: the folder's own head stands
+    for something else, so one begins anew.
     """
     kind = _class_for(head)
     with quiet(), _explained(source):
@@ -204,14 +210,16 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=new_head,
             **(head.as_config() if head and not head.beside else {}),
         )
     if head and head.beside:
         _put_beside(model, head)
         _prepare_head(model, head, new=True)
-        load_head(model, Path(source))
+        if not new_head:
+            load_head(model, Path(source))
     elif head:
-        _prepare_head(model, head, new="score.weight" in found["missing_keys"])
+        _prepare_head(model, head, new=new_head or "score.weight" in found["missing_keys"])
     return model
 
 
@@ -302,6 +310,9 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to each other
+            warnings.filterwarnings(
+                "ignore", "Unsupported layer type", UserWarning
+            )  # PEFT of norms, which it does tune
             yield
     finally:
         logging.set_verbosity(level)

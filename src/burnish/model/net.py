@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.core import Batch, Divergence, Outputs
-from burnish.model import attention, soft
+from burnish.model import attention, prompts, soft
 from burnish.model.head import head_logp, logit_curve
 from burnish.model.regularise import noisy_embeddings
 
@@ -48,7 +48,10 @@ class Net(nn.Module):
         self.teacher: Teacher | None = None  # whom `divergence` and `teacher_score` are measured against
         self.temperature = 1.0  # of `soft_logp`
         self.offload = False  # keep what layers leave for the backward pass in the host's memory
-        self.by_edges = attention.by_edges(self.language_model, self.device, precision)  # one kernel for all sequences
+        # One kernel for all sequences; not where learnt tokens stand before each.
+        self.by_edges = attention.by_edges(self.language_model, self.device, precision) and not prompts.learnt_tokens(
+            model
+        )
 
     @property
     def language_model(self) -> Any:
@@ -90,6 +93,9 @@ class Net(nn.Module):
             if not torch.is_grad_enabled():
                 # Nothing is compiled for an exam: its shapes would each cost more than they save.
                 around.enter_context(torch.compiler.set_stance("force_eager"))
+            if prompts.learnt_tokens(self.model):
+                embeddings = self.language_model.get_input_embeddings()(batch.ids)
+                return prompts.hidden_states(self.model, embeddings, batch)
             out = decoder(input_ids=batch.ids, position_ids=batch.pos, use_cache=False, **told)
         hidden: Tensor = out.last_hidden_state
         return hidden

@@ -17,6 +17,7 @@ import torch
 from burnish.model.constrained import Constraint
 from burnish.model.likelihood import evaluating
 from burnish.model.load import quiet
+from burnish.model.prompts import generate_after, learnt_tokens
 from burnish.model.recorded import Unrecordable, recordable, recorded
 
 CPU_PROMPTS = 16  # prompts at once on the CPU, where more are no faster
@@ -126,15 +127,19 @@ class Sampler:
             pad_token_id=pad,
             disable_compile=not record,
         )
-        masks = [self.constraint.masks(self.tokenizer, self.end_ids, width)] if self.constraint else []
+        learnt = learnt_tokens(self.model)
+        masks = [self.constraint.masks(self.tokenizer, self.end_ids, width + learnt)] if self.constraint else []
         decoding: contextlib.AbstractContextManager[dict[str, Any]] = contextlib.nullcontext({})
         if record:
             decoding = recorded(self.model, width + max_new_tokens)
         # A layer that training has compiled would be compiled again for every length of the cache.
         with quiet(), torch.compiler.set_stance("force_eager"), decoding as cache:
-            out = self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=masks, **cache
-            )
+            if learnt:
+                out = generate_after(self.model, ids, mask, generation_config=config, logits_processor=masks)
+            else:
+                out = self.model.generate(
+                    input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=masks, **cache
+                )
         answers: list[list[int]] = out[:, width:].tolist()
         return answers
 

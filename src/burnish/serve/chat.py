@@ -11,10 +11,12 @@ import torch
 
 from burnish.data.heads import Tags
 from burnish.data.rows import Turn, Turns
+from burnish.errors import CheckpointError
 from burnish.model.constrained import Constraint
 from burnish.model.load import load_tokenizer
 from burnish.model.sample import Sampler
 from burnish.model.scores import number, probabilities
+from burnish.serve.combine import Adapters
 from burnish.serve.export import chat_of, load_run, read_head
 
 
@@ -34,6 +36,15 @@ class Conversation:
         held = report["task"].get("constrained")  # the schema that answers were held to
         self.constraint = Constraint(held) if held else None
         self.turns: Turns = ()
+        self.adapters = Adapters(folder, self.model)
+
+    def add(self, name: str, folder: str | Path) -> None:
+        """Load an adapter on the same base beside the run's own, under a name. Raises CheckpointError where that cannot be done."""
+        self.adapters.add(name, folder)
+
+    def use(self, *names: str) -> None:
+        """Answer with these adapters: "own" is the run's; several are stacked, what they add is added up; "base" is none of them."""
+        self.adapters.use(*names)
 
     def say(self, text: str, *, max_new_tokens: int = 256) -> str:
         """The model's answer to the next thing said; both are remembered."""
@@ -44,10 +55,12 @@ class Conversation:
         return completion.text
 
     def answers(self, lines: Iterator[str]) -> Iterator[str]:
-        """One answer for each line that is not blank; "/new" forgets what was said."""
+        """One answer for each line that is not blank; "/new" forgets what was said, "/use NAME" or "/use NAME+NAME" switches adapters."""
         for line in lines:
             if line.strip() == "/new":
                 self.turns = ()
+            elif line.startswith("/use "):
+                self.use(*line.removeprefix("/use ").strip().split("+"))
             elif line.strip():
                 yield self.say(line.strip())
 
@@ -64,6 +77,18 @@ class Classifier:
         self.chat = chat_of(
             report, load_tokenizer(str(folder / "adapter" if (folder / "adapter").is_dir() else folder / "merged"))
         )
+
+    def add(self, name: str, folder: str | Path) -> None:
+        """Raises CheckpointError: a score head belongs to its own adapter."""
+        raise CheckpointError(
+            "this model names labels, and its head belongs to its own adapter",
+            where=f"--adapter {name}={folder}",
+            expected="the run of a model that writes",
+        )
+
+    def use(self, *names: str) -> None:
+        """Raises CheckpointError: there is nothing to switch."""
+        raise CheckpointError("this model names labels by its own adapter alone", where=f"--use {'+'.join(names)}")
 
     def classify(self, text: str) -> list[tuple[str, float]]:
         """Every label with its calibrated probability, the likeliest first."""

@@ -18,8 +18,11 @@ from burnish.data.rows import Turn
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
 from burnish.heads import chat_of_report
+from burnish.model.adapters import is_adapters, merge
 from burnish.model.load import HEAD_FILE, Head, head_of, load_config, load_head, load_model, load_tokenizer, quiet
+from burnish.model.prompts import learnt_tokens
 from burnish.model.quantize import is_quantized, unquantize
+from burnish.model.starts import has_start, take_out_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,7 +135,7 @@ def write_merged(model: Any, tokenizer: Any, folder: Path, *, end_ids: Collectio
     A head beside the vocabulary's goes into a file of its own, and is gone from `model`.
     """
     with _whole(folder) as fresh, quiet():
-        merged = (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).to(dtype)
+        merged = (merge(model) if hasattr(model, "peft_config") else model).to(dtype)
         if merged.can_generate():
             merged.generation_config.eos_token_id = sorted(end_ids)
             merged.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -196,10 +199,12 @@ def replay(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
         for ids in sequences:
             tokens = torch.tensor([ids], device=next(model.parameters()).device)
             out = model(input_ids=tokens, use_cache=False, output_hidden_states=beside)
-            logits = out.logits.float()[0]  # (T,V), (C,) or (T,C)
+            logits = out.logits.float()[0]  # (T,V) and as many rows more as tokens are learnt, (C,) or (T,C)
             logp = logits if head and head.kind in ("multilabel", "regress") else logits.log_softmax(-1)
             written = head is None or beside
-            found.append((logp[:-1].gather(-1, tokens[0, 1:, None])[:, 0] if written else logp.flatten()).cpu())
+            found.append(
+                (logp[-len(ids) : -1].gather(-1, tokens[0, 1:, None])[:, 0] if written else logp.flatten()).cpu()
+            )
             if beside:
                 scores = inner.score(out.hidden_states[-1][0, -1].to(inner.score.weight.dtype))
                 found[-1] = torch.cat([found[-1], scores.float().log_softmax(-1).cpu()])
@@ -244,14 +249,13 @@ def load_adapter(folder: Path, source: str, head: Head | None = None) -> Any:
 
 
 def restore_base(model: Any, source: str) -> None:
-    """Give the frozen weights of a model with an adapter back the digits that the run's precision took from them."""
+    """Give the frozen weights of a model with an adapter back the digits that the run's precision took from them, or its start."""
     published = load_model(source, dtype=torch.float32)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.get_base_model().named_parameters():
             # A score head was never published, and is held in float32.
-            if "lora_" not in name and ".score." not in f".{name}":
-                own = name.removeprefix("base_model.model.").replace(".base_layer", "")
-                parameter.copy_(published.get_parameter(own))
+            if not is_adapters(name) and ".score." not in f".{name}":
+                parameter.copy_(published.get_parameter(name.replace(".base_layer", "")))
 
 
 def _widen(model: Any) -> bool:
@@ -272,14 +276,25 @@ def export(
 ) -> dict[str, Any]:
     """Write the wanted artefacts and hold each against the model in memory, which is merged afterwards where `merged` was wanted.
 
-    The artefacts stand on the base model as it was published; where the run held it in fewer digits, it gets them back first.
+    The artefacts stand on the base model as it was published; where the run held it in fewer digits, or its adapter took its start out of
+    it, it is brought back to that first.
     fixed: the token ids that are replayed through each. Returns what parity found.
     """
-    held = next(p.dtype for name, p in model.named_parameters() if "lora_" not in name)
+    held = next(p.dtype for name, p in model.named_parameters() if not is_adapters(name))
     saved = _dtype_of(source)  # what the model came in, not what it was held in
     rounded = _widen(model)
-    if rounded or held not in (torch.float32, saved):
+    if "merged" in wanted and learnt_tokens(model):
+        raise CheckpointError(
+            "what was learnt are tokens before the others, which can be added into no weights",
+            where="merged",
+            expected="adapter",
+            hint="--kind adapter   or deploy: {export: [adapter]}",
+        )
+    begun = has_start(model)
+    if rounded or begun or held not in (torch.float32, saved):
         restore_base(model, source)
+    if begun:
+        take_out_start(model)
     head, expected = head_of(model), replay(model, fixed)
     loaders: dict[Path, Callable[[], Any]] = {}
     if "adapter" in wanted:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from burnish.errors import RecipeError
+from burnish.methods import METHODS
 from burnish.model.fast import BUDGETS, EAGER
 from burnish.model.fp8 import multiplies
 from burnish.model.head import KEPT_BYTES, LOGITS
@@ -46,6 +47,7 @@ class Settings:
     in_backward: whether each parameter is updated within the backward pass, so that its gradient can go at once. graph: whether passes
     and updates are recorded as CUDA graphs, for models whose kernels the host cannot launch as fast as they run. one_row: whether a
     micro-batch is a single packed row, which attention by edges allows; else rows are as long as the longest sequence may be.
+    recomputable: whether activations may be computed again at all.
     """
 
     batch_size: int
@@ -61,6 +63,7 @@ class Settings:
     in_backward: bool = False
     graph: bool = False
     one_row: bool = False
+    recomputable: bool = True
 
 
 def device_of_choice() -> torch.device:
@@ -80,12 +83,24 @@ def precision_of_choice(wanted: str, device: torch.device, method: str = "lora")
         )
     if wanted == "nf4" and not has_bitsandbytes():
         raise without_bitsandbytes("nf4", "train.precision", otherwise="bf16")
-    if wanted in ("fp8", "nf4") and method in ("full", "head"):
+    if wanted in ("fp8", "nf4") and not METHODS[method].low_rank:
+        beside = METHODS[method].beside
         raise RecipeError(
-            f"weights stored as {wanted} cannot be trained",
+            f"{method} cannot stand on weights stored as {wanted}"
+            if beside
+            else f"weights stored as {wanted} cannot be trained",
             where="train.precision",
-            expected="an adapter on a frozen base",
+            expected=f"one of these methods: {', '.join(name for name, one in METHODS.items() if one.low_rank)}"
+            if beside
+            else "an adapter on a frozen base",
             hint="--set adapter.method=lora   or --set train.precision=bf16",
+        )
+    if method == "loftq" and wanted != "nf4":
+        raise RecipeError(
+            "loftq begins with what 4 bits take from the weights, and these keep theirs",
+            where="train.precision",
+            expected="nf4",
+            hint="--set train.precision=nf4   or --set adapter.method=lora",
         )
     if wanted != "auto":
         return wanted
@@ -140,6 +155,8 @@ def hold_to(limit: float | None, device: torch.device) -> None:
 
 def levels(settings: Settings) -> tuple[str, ...]:
     """The levels of recomputation that there are, from the fastest to the leanest."""
+    if not settings.recomputable:
+        return ("none",)
     known = [level for level in RECOMPUTE if settings.compile or level not in EAGER]
     return tuple(level for level in known if level != "offload" or torch.device(settings.device).type != "cpu")
 
@@ -171,7 +188,7 @@ def predict(
 
 def weight_bytes(shape: Shape, settings: Settings) -> float:
     """Frozen weights as they are stored, trained ones in float32; and the bf16 copies of the latter that products read."""
-    plain = 4 if settings.precision == "fp32" or not shape.low_rank else 2
+    plain = 4 if settings.precision == "fp32" or not shape.beside else 2
     stored = {"fp8": 1 + 4 / shape.hidden, "nf4": 0.5 + 1 / 64 + 1 / 4096}.get(settings.precision, plain)
     copies = 0 if settings.precision == "fp32" else 2 * (shape.trained - shape.outside)
     if settings.compile and settings.recompute in ("all", "offload"):
@@ -228,10 +245,10 @@ def token_bytes(shape: Shape, settings: Settings) -> dict[str, float]:
     these also keep the activation of the gate.
     """
     number = number_bytes(settings)
-    stream = 4 if not shape.low_rank or not settings.compile else number
+    stream = 4 if not shape.beside or not settings.compile else number
     copied = shape.copies or 1
     return {
-        "layer input": shape.hidden * (4 if not shape.low_rank else number),
+        "layer input": shape.hidden * (4 if not shape.beside else number),
         "norm inputs": shape.norms * shape.hidden * stream,
         "normed": (1 + copied) * shape.hidden * number,
         "attention": 2 * (shape.queries + shape.keys) * number + 4 * shape.heads,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from burnish.methods import METHODS
+from burnish.model.depth import Pace
 from burnish.model.quantize import without_bitsandbytes
 from burnish.model.recorded import Recording
 
@@ -22,14 +25,14 @@ def auto_learning_rate(hidden_size: int, method: str, steps: int) -> float:
     """The peak learning rate from the size of the model: 5e-5 * (2000 / hidden)^0.781, times 10 for LoRA, 15 in runs under 100 steps.
 
     Source: Schulman et al. 2025, "LoRA Without Regret": LoRA's best rate is about ten times that of full fine-tuning, about
-    fifteen times in short runs, and nearly free of the rank.
+    fifteen times in short runs, and nearly free of the rank. `METHODS` says how the rates of other adapters stand to LoRA's.
     """
     full = 5e-5 * (2000 / hidden_size) ** 0.781
     if method == "full":
         return full
     if method == "head":
         return HEAD_RATE
-    return full * (15 if steps < 100 else 10)
+    return full * (15 if steps < 100 else 10) * METHODS[method].rate
 
 
 def auto_batch_size(rows: int) -> int:
@@ -53,7 +56,8 @@ class Optim:
     in_backward: update each parameter as soon as its gradient is there, and let the gradient go (Lv et al. 2023, arXiv 2306.09782). The
     norm of all gradients is known too late then: each parameter's is clipped by itself, which leaves alone all that clipping by the
     common norm leaves alone. recorded: on a GPU, clip and update as CUDA graphs; gradients must stay in the same tensors then.
-    schedule: the share of the peak rate at a step counted from 0, in place of `rate_at`.
+    schedule: the share of the peak rate at a step counted from 0, in place of `rate_at`. paces: by name, of parameters that have a share
+    of the rate or are first updated at a later step. Until then they want no gradient, and where there are such nothing is recorded.
     """
 
     def __init__(
@@ -69,11 +73,13 @@ class Optim:
         in_backward: bool = False,
         recorded: bool = False,
         schedule: Callable[[int], float] | None = None,
+        paces: Mapping[str, Pace] | None = None,
     ) -> None:
         self.parameters = dict(parameters)
+        self.paces = {parameter: (paces or {}).get(name, Pace()) for name, parameter in self.parameters.items()}
         self.learning_rate, self.total, self.warmup, self.clip = learning_rate, total, warmup, clip
         self.weight_decay, self.kind, self.in_backward = weight_decay, kind, in_backward
-        self.recorded = recorded and not in_backward
+        self.recorded = recorded and not in_backward and not any(pace.start for pace in self.paces.values())
         self.schedule = schedule or (lambda step: rate_at(step, total, warmup))
         self.steps = 0
         self._norms: dict[nn.Parameter, Tensor] = {}  # of this step, by the parameters that were updated within it
@@ -93,15 +99,18 @@ class Optim:
         return {parameter: engine for part in parts for engine in [self._engine(part)] for parameter in part}
 
     def _engine(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        matrices = [p for p in parameters if p.dim() > 1]
-        vectors = [p for p in parameters if p.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        given: Any = [group for group in groups if group["params"]]
+        alike: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        for parameter in sorted(parameters, key=lambda p: p.dim() <= 1):  # matrices first
+            alike[self.paces[parameter].share, parameter.dim() > 1].append(parameter)
+        given: Any = [
+            {"params": members, "weight_decay": self.weight_decay if decays else 0.0, "share": share}
+            for (share, decays), members in alike.items()
+        ]
         settings: Any = {"lr": self.learning_rate, "betas": BETAS, "eps": EPSILON}
         if self.kind == "adamw8bit":
             return _adamw8bit()(given, **settings)
-        if self.recorded:  # a graph reads the rate where it lies
-            settings["lr"] = torch.tensor(self.learning_rate, device=parameters[0].device)
+        if self.recorded:  # a graph reads each rate where it lies
+            given = [{**group, "lr": torch.tensor(self.learning_rate, device=parameters[0].device)} for group in given]
         engine = torch.optim.AdamW(given, **settings, fused=True, capturable=self.recorded)
         engine.found_inf = self._bad  # type: ignore[attr-defined]  # where the fused update looks whether to do nothing
         return engine
@@ -113,12 +122,25 @@ class Optim:
 
     @contextlib.contextmanager
     def around_backward(self, *, last: bool) -> Iterator[None]:
-        """To be held around the backward pass of each micro-batch. last: whether it is the last one of its step."""
-        updating = self.parameters.values() if self.in_backward and last else ()
+        """To be held around both passes of each micro-batch. last: whether it is the last one of its step.
+
+        Within it parameters whose time has not come want no gradient, so that the backward pass ends above them; outside of it they are
+        trained as any other, for checkpoints and counts.
+        """
+        waiting = [parameter for parameter, pace in self.paces.items() if pace.start > self.steps]
+        updating = [
+            parameter
+            for parameter, pace in self.paces.items()
+            if self.in_backward and last and pace.start <= self.steps
+        ]
         hooks = [parameter.register_post_accumulate_grad_hook(self._update) for parameter in updating]
         try:
+            for parameter in waiting:
+                parameter.requires_grad_(False)
             yield
         finally:
+            for parameter in waiting:
+                parameter.requires_grad_(True)
             for hook in hooks:
                 hook.remove()
 
@@ -131,10 +153,11 @@ class Optim:
 
     def _apply(self, engine: torch.optim.Optimizer) -> None:
         for group in engine.param_groups:
+            rate = self.rate * group["share"]
             if self.recorded:
-                group["lr"].fill_(self.rate)
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = self.rate
+                group["lr"] = rate
         update = self._recorded_step or engine.step
         update()
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from burnish.errors import RecipeError
+from burnish.methods import METHODS
 from burnish.model.quantize import has_bitsandbytes, without_bitsandbytes
 from burnish.progress import as_time
 from burnish.recipe import Recipe, Train
@@ -69,6 +71,7 @@ class Plan:
     in_backward: bool
     graph: bool
     one_row: bool
+    recomputable: bool
     compile: bool
     parameters: int
     trained_parameters: int
@@ -147,17 +150,46 @@ def choose(wanted: Train, config: PretrainedConfig, model: nn.Module, work: Work
 def _optimizers(wanted: Train, shape: Shape, settings: Settings) -> Iterator[Settings]:
     """From plain AdamW on, ever leaner: first what leaves the arithmetic of a step alone, then 8-bit moments, then both."""
     kinds = ["adamw", "adamw8bit"] if wanted.optimizer == "auto" else [wanted.optimizer]
-    if shape.low_rank or not has_bitsandbytes():  # an adapter's moments are small
+    if shape.beside or not has_bitsandbytes():  # an adapter's moments are small
         kinds = kinds[:1]
     for kind in kinds:
         yield replace(settings, optimizer=kind)
-        if not shape.low_rank:
+        if not shape.beside:
             yield replace(settings, optimizer=kind, in_backward=True)
+
+
+def suited(wanted: Train, method: str) -> Train:
+    """The section with what is left open settled where the adapter settles it.
+
+    Only the layers of LoRA's kin are compiled and recorded unasked: PEFT's own may do what a compiler takes apart. Raises RecipeError for
+    what learnt tokens cannot have.
+    """
+    if METHODS[method].prompts:
+        for key, found in (("compile", wanted.compile is True), ("graph", wanted.graph is True)):
+            if found:
+                raise RecipeError(
+                    f"a step of {method} tuning has a shape of its own each time",
+                    where=f"train.{key}",
+                    expected="false or auto",
+                )
+        if method == "prefix" and wanted.recompute not in ("auto", "none"):
+            raise RecipeError(
+                "transformers forgets a prefix where it computes activations again",
+                where="train.recompute",
+                expected="none or auto",
+            )
+    changes: dict[str, Any] = {}
+    if not METHODS[method].low_rank and METHODS[method].beside:
+        changes |= {key: False for key in ("compile", "graph") if getattr(wanted, key) == "auto"}
+    if method == "prefix":
+        changes["recompute"] = "none"
+    return wanted.model_copy(update=changes)
 
 
 def may_record(wanted: Train, settings: Settings) -> bool:
     """Whether a step can be a CUDA graph: everything that it touches must stay where it is."""
     fixed = settings.optimizer == "adamw" and not settings.in_backward and settings.recompute != "offload"
+    fixed = fixed and not wanted.gradual_unfreezing  # which changes who gets a gradient
     return wanted.graph is not False and settings.device.startswith("cuda") and fixed
 
 
@@ -262,7 +294,7 @@ def _what_would_fit(recipe: Recipe, shape: Shape, work: Workload, settings: Sett
     for tokens in range(most // 64 * 64, 0, -64):
         if fits(tokens):
             return f"--set train.micro_tokens={tokens} --set train.max_length={min(tokens, recipe.train.max_length)}"
-    if not shape.low_rank:
+    if not shape.beside:
         return "--set adapter.method=lora"
     if settings.precision == "bf16" and fits(64, precision="nf4", recompute="all"):
         return "--set train.precision=nf4 --set train.recompute=all"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from burnish.model.adapt import layer_of, parameter_count
+from burnish.model.adapters import is_adapters
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,7 +26,7 @@ class Shape:
     frozen, trained: all the parameters that are not and are trained, adapters with them. layer: trained in the largest layer, or in the
     largest tensor outside of them. outside: trained outside of the layers. met, met_trained: weights of linear maps in the layers that a
     token is multiplied with, and those of them that are trained. gated: what gate and up alone make of `met`.
-    walked: the share of the layers, from the top, that the backward pass walks through.
+    walked: the share of the layers, from the top, that the backward pass walks through. beside: an adapter stands beside frozen weights.
     """
 
     layers: int
@@ -49,7 +50,7 @@ class Shape:
     met_trained: float
     gated: float
     walked: float
-    low_rank: bool
+    beside: bool
     head_trained: bool
 
 
@@ -59,11 +60,10 @@ def shape_of(config: PretrainedConfig, model: nn.Module) -> Shape:
     heads = text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     named = dict(model.named_parameters())
-    own = {name: p for name, p in named.items() if "lora_" not in name}
+    own = {name: p for name, p in named.items() if not is_adapters(name)}
     inside = {name: p for name, p in own.items() if layer_of(name) is not None and p.dim() > 1}
     matrices = [p.numel() for name, p in inside.items() if name.endswith(".base_layer.weight")]
     trained = {name: p for name, p in named.items() if p.requires_grad}
-    low_rank = any("lora_" in name for name in named)
     per_layer: Counter[int] = Counter()
     for name, p in trained.items():
         if (layer := layer_of(name)) is not None:
@@ -84,7 +84,8 @@ def shape_of(config: PretrainedConfig, model: nn.Module) -> Shape:
             for name, p in own.items()
         )
         or 2,
-        ranks=sum(p.shape[0] for name, p in named.items() if "lora_A" in name) / text.num_hidden_layers,
+        ranks=sum(p.shape[0] for name, p in named.items() if "lora_A" in name or "vera_lambda_d" in name)
+        / text.num_hidden_layers,
         vocabulary=text.vocab_size if _writes(model) else 0,
         parameters=parameter_count(model),
         frozen=sum(p.numel() for p in named.values() if not p.requires_grad),
@@ -95,11 +96,11 @@ def shape_of(config: PretrainedConfig, model: nn.Module) -> Shape:
         outside=sum(outside),
         met=sum(met.values()),
         met_trained=sum(size for name, size in met.items() if inside[name].requires_grad)
-        + sum(p.numel() for name, p in trained.items() if "lora_" in name),
+        + sum(p.numel() for name, p in trained.items() if is_adapters(name)),
         gated=2.0 * text.hidden_size * mlp * text.num_hidden_layers,
         walked=_share_walked_back(named),
-        low_rank=low_rank,
-        head_trained=any("embed" in name or "head" in name for name in trained if "lora_" not in name),
+        beside=hasattr(model, "peft_config"),
+        head_trained=any("embed" in name or "head" in name for name in trained if not is_adapters(name)),
     )
 
 

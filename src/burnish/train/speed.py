@@ -127,6 +127,6 @@ def operations(shape: Shape, settings: Settings, *, share: float, span: float) -
     again = {"none": 0.0, "elementwise": projected, "mlp": projected + shape.gated}.get(level, shape.met)
     repeated = 2 * attention * shape.walked if whole else 0
     head = (6 if shape.head_trained else 4) * shape.vocabulary * shape.hidden * share
-    adapters = (6 if shape.low_rank else 2) * shape.met_trained
+    adapters = (6 if shape.beside else 2) * shape.met_trained
     other = attention * (2 + 5 * shape.walked) + repeated + head + adapters
     return linear + 2 * again * shape.walked, other

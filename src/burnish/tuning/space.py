@@ -112,7 +112,8 @@ def usual_space(recipe: Recipe, rows: int, start: Mapping[str, Any]) -> Space:
     if recipe.train.max_steps is None:
         space["train.epochs"] = Range(1.0, max(6.0, 2.0 * recipe.train.epochs))
     if recipe.adapter.method in RANKED:
-        space["adapter.rank"] = Choices(tuple(sorted({8, 16, 32, 64, recipe.adapter.rank})))
+        if not recipe.adapter.start:  # which has a rank already
+            space["adapter.rank"] = Choices(tuple(sorted({8, 16, 32, 64, recipe.adapter.rank or 16})))
         space["adapter.dropout"] = Range(0.0, 0.2)
     return space
 

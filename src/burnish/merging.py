@@ -1,0 +1,133 @@
+"""Merge adapters into one, and see on the locked test rows of the run that each came from what that cost it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from burnish import pipeline
+from burnish.data.render import Chat
+from burnish.errors import CheckpointError
+from burnish.evaluate.runner import Exam, compare
+from burnish.folder import Run, write_text
+from burnish.guards import Evidence
+from burnish.model.load import find_model, load_tokenizer
+from burnish.model.net import Net
+from burnish.parts import Chosen, Tokenized
+from burnish.progress import Progress
+from burnish.recipe import Augment, Distill, Recipe, load_recipe
+from burnish.serve.combine import MERGED, Part, check_parts, find_part, keep_merged, load_parts, merge_parts, switch
+from burnish.serve.export import export
+from burnish.train import memory
+
+SAID = {1: "better", 0: "as good, as far as the rows can tell", -1: "worse"}  # by the interval of the change
+
+
+def merge(
+    adapters: Sequence[str | Path],
+    out: Path,
+    progress: Progress,
+    *,
+    weights: Sequence[float] | None = None,
+    method: str = "cat",
+    density: float | None = None,
+    full: bool = False,
+    proof: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write `adapter/` (and `merged/`, with `full`) into a folder, and `merge.json`, which this returns.
+
+    weights: of the adapters, in their order; equal ones that add up to 1 by default. proof: let base, each run's own adapter and the
+    combination answer that run's locked test rows; bare adapters have none. Raises CheckpointError for what cannot be combined.
+    """
+    parts = [find_part(one) for one in adapters]
+    shares = list(weights) if weights else [1 / len(parts)] * len(parts)
+    check_parts(parts, shares, method, density)
+    if out.exists() and any(out.iterdir()):
+        raise CheckpointError("the folder is not empty", where=str(out), expected="a new one")
+    names = [f"part-{number}" for number in range(len(parts))]
+    model = load_parts(parts, names)
+    merge_parts(model, names, shares, method, density, seed)
+    found: dict[str, Any] = {
+        "base": parts[0].source,
+        "method": method,
+        "density": density,
+        "rank": int(model.peft_config[MERGED].r),
+        "parts": [
+            {"folder": str(part.run or part.folder), "weight": weight, "rank": part.rank}
+            for part, weight in zip(parts, shares, strict=True)
+        ],
+    }
+    if proof:
+        device = memory.device_of_choice()
+        net = Net(model.to(device), precision="fp32")
+        for name, part, record in zip(names, parts, found["parts"], strict=True):
+            if part.run is not None:
+                progress.say(f"  {part.run.name}: base, its own adapter and the combination answer its test rows")
+                record["proof"] = _prove(net, name, part, out / "proof" / part.run.name, progress, seed)
+        switch(model, [MERGED])
+    keep_merged(model, names)
+    chat = Chat(load_tokenizer(str(parts[0].folder)))
+    asked = [chat.tokenizer(text)["input_ids"] for text in ("Hello, who are you?", "What is a merged adapter?")]
+    kinds = ["adapter", "merged"] if full else ["adapter"]
+    found["parity"] = export(model, chat, find_model(parts[0].source), out, kinds, asked)
+    write_text(out / "merge.json", json.dumps(found, indent=1))
+    return found
+
+
+def _prove(net: Net, name: str, part: Part, folder: Path, progress: Progress, seed: int) -> dict[str, Any] | None:
+    """The figures of base, own adapter and combination on a run's test rows, paired; None where it has none."""
+    assert part.run is not None
+    chosen, tokenized, exam = _exam_of(part.run, folder, progress)
+    if not exam.items:
+        return None
+    sampler = pipeline.sampler_of(chosen, net, tokenized)
+    sittings = []
+    for active in ([], [name], [MERGED]):
+        switch(net.model, active)
+        sittings.append(exam.sit(net, sampler))
+    base, own, merged = sittings
+    change = compare(exam, own, merged, seed=seed)
+    low, high = change["ci95"]
+    return {
+        "metric": change["metric"],
+        "n": change["n"],
+        "base": exam.figures(base)[change["metric"]],
+        "own": change["base"],
+        "merged": change["tuned"],
+        "delta": change["delta"],
+        "ci95": change["ci95"],
+        "said": SAID[1 if low > 0 else -1 if high < 0 else 0],
+    }
+
+
+def _exam_of(run: Path, folder: Path, progress: Progress) -> tuple[Chosen, Tokenized, Exam]:
+    """The exam of a run's test rows, made again from its recipe as its own steps made it: the same split of the same files."""
+    recipe = _as_it_was(load_recipe(run / "recipe.yaml"))
+    steps = Run(folder, Progress(quiet=True), Evidence(recipe), run.name)
+    chosen = pipeline.choose(steps, recipe)
+    guarded = pipeline.clean(steps, recipe, chosen)
+    tokenized = pipeline.tokenize(steps, recipe, chosen, guarded)
+    return chosen, tokenized, pipeline.define_metric(steps, recipe, chosen, tokenized, guarded)["test"]
+
+
+def _as_it_was(recipe: Recipe) -> Recipe:
+    """The recipe without what only its training rows had: a teacher, and rows that were generated."""
+    data = recipe.data.model_copy(update={"augment": Augment()})
+    return recipe.model_copy(update={"data": data, "distill": Distill()})
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """What a person wants to know of a merge."""
+    lines = [f"{found['method']} of {len(found['parts'])} adapters, rank {found['rank']}"]
+    for part in found["parts"]:
+        lines.append(f"  {part['weight']:g} x {part['folder']} (rank {part['rank']})")
+        if one := part.get("proof"):
+            low, high = one["ci95"]
+            lines.append(
+                f"    {one['metric']} on its {one['n']} test rows: base {one['base']:.3f}, its own adapter {one['own']:.3f}, merged "
+                f"{one['merged']:.3f}: {one['said']} ({one['delta']:+.3f}, 95% {low:+.3f} to {high:+.3f})"
+            )
+    return "\n".join([*lines, f"  log-probabilities of the files within {found['parity']['largest_difference']:.1e}"])

@@ -1,0 +1,214 @@
+"""Several adapters on one base: loaded together, switched, stacked, and merged into one.
+
+What is combined are PEFT's adapters of LoRA's kind, by PEFT's own functions. Sources: TIES (Yadav et al. 2023, arXiv 2306.01708), DARE
+(Yu et al. 2023, arXiv 2311.03099).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.errors import CheckpointError
+from burnish.folder import read_report
+from burnish.model.load import find_model, load_model, quiet
+
+OWN, BASE = "own", "base"
+OWN_IN_PEFT = "default"
+MERGED = "default"  # PEFT writes an adapter of this name where its files are looked for
+# PEFT's combination types. The first is exact: the weighted sum of what the adapters add. Those without svd work on A and B by themselves.
+METHODS = (
+    "cat",
+    "svd",
+    "linear",
+    "ties",
+    "ties_svd",
+    "dare_linear",
+    "dare_ties",
+    "dare_linear_svd",
+    "dare_ties_svd",
+    "magnitude_prune",
+)
+SPARSE = ("ties", "dare", "magnitude")  # methods that keep but a share of the numbers
+EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+
+
+@dataclass(frozen=True)
+class Part:
+    """An adapter to combine. run: the run that it came from, None for a bare adapter. said: its adapter_config.json."""
+
+    folder: Path
+    run: Path | None
+    said: dict[str, Any]
+    source: str  # the base model
+
+    @property
+    def rank(self) -> int:
+        return int(self.said["r"])
+
+
+def find_part(given: str | Path) -> Part:
+    """The adapter of a run's folder, or of a folder as PEFT saves it. Raises CheckpointError where there is none that can be combined."""
+    folder = Path(given).expanduser()
+    run = folder if (folder / "report.json").is_file() else None
+    place = next((one for one in (folder / "adapter", folder) if (one / "adapter_config.json").is_file()), None)
+    if place is None:
+        raise CheckpointError(
+            "there is no adapter",
+            where=str(given),
+            expected="the folder of a run with adapter/, or of an adapter as PEFT saves it",
+        )
+    said = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+    kind = str(said.get("peft_type", "")).lower()
+    if kind != "lora" or said.get("use_dora"):
+        raise CheckpointError(
+            f"it is an adapter of the method {'dora' if said.get('use_dora') else kind}",
+            where=str(given),
+            expected="one that adds a product of two small matrices: lora, rslora, pissa or loftq",
+        )
+    if (place / "head.json").is_file():
+        raise CheckpointError(
+            "it has a score head, and heads cannot be added up",
+            where=str(given),
+            expected="adapters of models that write",
+            hint="tasks: ...   tunes one model for several tasks",
+        )
+    source = read_report(run)["model"]["source"] if run else str(said.get("base_model_name_or_path") or "")
+    return Part(place, run, said, source)
+
+
+def check_parts(parts: Sequence[Part], weights: Sequence[float], method: str, density: float | None) -> None:
+    """Raise CheckpointError for what cannot be combined so."""
+    if method not in METHODS:
+        raise CheckpointError(f"found {method!r}", where="--method", expected=f"one of: {', '.join(METHODS)}")
+    if len(parts) < 2:
+        raise CheckpointError(f"{len(parts)} adapter to combine", where="burnish merge", expected="two or more")
+    if len(weights) != len(parts):
+        raise CheckpointError(
+            f"{len(weights)} weights for {len(parts)} adapters",
+            where="--weights",
+            expected="one for each, in their order",
+        )
+    if not all(map(math.isfinite, weights)):
+        raise CheckpointError(f"found {list(weights)}", where="--weights", expected="finite numbers")
+    sparse = method.startswith(SPARSE)
+    if sparse and density is None:
+        raise CheckpointError(
+            f"{method} keeps a share of the numbers, and it is not said which", where="--density", hint="--density 0.5"
+        )
+    if density is not None and (not sparse or not 0 < density <= 1):
+        expected = "above 0 and at most 1" if sparse else f"nothing: {method} keeps all numbers"
+        raise CheckpointError(f"found {density}", where="--density", expected=expected)
+    check_same_base(parts)
+    if method in EQUAL_RANKS and len({part.rank for part in parts}) > 1:
+        raise CheckpointError(
+            f"the ranks are {', '.join(str(part.rank) for part in parts)}",
+            where=f"--method {method}",
+            expected="equal ranks, or a method that takes any",
+            hint="--method cat   or --method svd",
+        )
+
+
+def check_same_base(parts: Sequence[Part]) -> None:
+    """Raise CheckpointError unless all adapters stand on one base."""
+    first = parts[0]
+    for part in parts[1:]:
+        if _found(part.source) != _found(first.source):
+            raise CheckpointError(
+                f"it stands on {part.source or 'a base that it does not name'}",
+                where=str(part.folder),
+                expected=f"the base of the first, {first.source}",
+            )
+
+
+def _found(source: str) -> str:
+    place = Path(find_model(source)) if source else Path()
+    return str(place.resolve()) if place.is_dir() else source
+
+
+def load_parts(parts: Sequence[Part], names: Sequence[str]) -> Any:
+    """A `PeftModel` on the common base in float32, with each adapter under its name, the first of them switched on."""
+    from peft import PeftModel
+
+    with quiet():
+        base = load_model(find_model(parts[0].source), dtype=torch.float32)
+        model: Any = PeftModel.from_pretrained(base, str(parts[0].folder), adapter_name=names[0])
+        for part, name in zip(parts[1:], names[1:], strict=True):
+            model.load_adapter(str(part.folder), adapter_name=name)
+    return model.eval()
+
+
+def switch(model: Any, names: Sequence[str]) -> None:
+    """Let these adapters count, and no other. What several add is added up: they are stacked. None: the base as it is."""
+    tuner = model.base_model
+    if not names:
+        tuner.disable_adapter_layers()
+        return
+    tuner.enable_adapter_layers()
+    tuner.set_adapter(list(names), inference_mode=True)
+    model.active_adapter = names[0]
+
+
+def merge_parts(
+    model: Any, names: Sequence[str], weights: Sequence[float], method: str, density: float | None, seed: int
+) -> None:
+    """Put the combination of adapters beside them, under the name MERGED, and switch it on. seed: of what DARE drops."""
+    for name in names:  # the scale of each is known by now; that of the combination is 1, whatever its rank
+        model.peft_config[name].use_rslora = False
+    options = {} if density is None else {"density": density}
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.base_model.add_weighted_adapter(
+            list(names), list(weights), adapter_name=MERGED, combination_type=method, **options
+        )
+    switch(model, [MERGED])
+
+
+def keep_merged(model: Any, names: Sequence[str]) -> None:
+    """Let go of all adapters but the combination."""
+    for name in names:
+        model.delete_adapter(name)
+    switch(model, [MERGED])
+
+
+class Adapters:
+    """The adapters of a run's model by name: "own" is that of the run, "base" stands for none."""
+
+    def __init__(self, run: Path, model: Any) -> None:
+        self.run, self.model = run, model
+        self.names = {OWN: OWN_IN_PEFT}
+
+    def add(self, name: str, folder: str | Path) -> None:
+        """Load another one on the same base. Raises CheckpointError for a name that is taken, or what cannot stand beside the run's own."""
+        if name in (*self.names, BASE) or not name.isidentifier():
+            raise CheckpointError(
+                f"found the name {name!r}",
+                where="--adapter",
+                expected=f"a word of its own, other than {', '.join([*self.names, BASE])}",
+            )
+        check_same_base([find_part(self.run), part := find_part(folder)])
+        with quiet():
+            self.model.load_adapter(str(part.folder), adapter_name=name)
+        self.model.eval()
+        self.names[name] = name
+
+    def use(self, *names: str) -> None:
+        """Let these count; "base" alone is the model without any. Raises CheckpointError for one that was not loaded."""
+        if unknown := [name for name in names if name not in self.names and list(names) != [BASE]]:
+            raise CheckpointError(
+                f"there is no adapter {unknown[0]!r}",
+                where="/use",
+                expected=f"one of: {', '.join([*self.names, BASE])}, or several joined by +",
+                hint=f"--adapter {unknown[0]}=FOLDER   loads it",
+            )
+        if not hasattr(self.model, "peft_config"):
+            raise CheckpointError(
+                "this run trained the model's own weights, so there is nothing to switch", where="/use"
+            )
+        switch(self.model, [] if list(names) == [BASE] else [self.names[name] for name in names])
