@@ -2,7 +2,7 @@
 
     python bench/distillation.py                                             # teachers, students, then the clock
     python bench/distillation.py --at-once 3 --set model=FOLDER
-    python bench/distillation.py --student upper=distill.student.keep=15-29  # another student beside the recipe's
+    python bench/distillation.py --student fifteen=distill.student.keep=0-14  # another student beside the recipe's
     python bench/distillation.py --teachers runs --seeds 0                   # runs/teacher-0 is there already
 
 `burnish run` makes a teacher of each seed and `burnish distill` its student, by the recipes of `bench/recipes`, each in a process of its
