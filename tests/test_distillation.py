@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import burnish
+from burnish.distillation import beside
 from burnish.errors import ModelError, RecipeError
 from tiny_runs import asked_and_answered, questions, recipe_of, write_rows
 
@@ -182,3 +183,27 @@ def test_a_plan_counts_the_student_that_would_be_cut(model_folder, file, teacher
     whole = burnish.plan(values)
     cut = burnish.plan(values | {"distill": {"teacher": str(teacher), "student": {"layers": 1, "mlp": 0.5}}})
     assert cut.parameters < whole.parameters
+    assert "teacher" not in whole.memory
+    assert cut.memory["teacher"] == 4 * whole.parameters
+    assert cut.memory["total"] == sum(cut.memory.values()) - cut.memory["total"]
+
+
+def test_options_of_a_loss_that_the_divergence_replaces_are_refused(go):
+    with pytest.raises(RecipeError, match="label_smoothing would change nothing"):
+        go({}, loss={"label_smoothing": 0.1})
+    _, report = go({"on": "answers"}, loss={"label_smoothing": 0.0}, train={"max_steps": 2})
+    assert report["training"]["steps"] == 2
+
+
+def test_the_clock_runs_for_the_student_as_it_is_exported(model_folder, file, teacher, tmp_path, monkeypatch):
+    seen = []
+    make = beside.as_deployed
+    monkeypatch.setattr(beside, "as_deployed", lambda *given: seen.append(make(*given)) or seen[-1])
+    values = recipe_of(model_folder(), file, distill={"teacher": str(teacher)}, train={"max_steps": 3})
+    report = burnish.run(values, out=tmp_path / "run", quiet=True)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged").state_dict()
+    assert {name: value.dtype for name, value in seen[0].model.state_dict().items()} == dict.fromkeys(
+        exported, torch.float32
+    )
+    assert all(torch.allclose(value, exported[name], atol=1e-5) for name, value in seen[0].model.state_dict().items())
+    assert report["distillation"]["seconds"]["precision"] == "fp32"

@@ -422,12 +422,13 @@ def side_by_side(report: dict[str, Any]) -> str:
     if not found:
         return "  teacher and student were not compared"
     quality, seconds = found["quality"], found["seconds"]
-    low, high = quality["ci95"]
+    (low, high), (fast, slow) = quality["ci95"], found["time_ratio_ci95"]
     return (
         f"  {quality['metric']}: teacher {quality['teacher']:.3f}, student {quality['student']:.3f}, "
         f"{quality['delta']:+.3f} (95% {low:+.3f} to {high:+.3f}) on {quality['n']} rows\n"
         f"  an answer takes the teacher {seconds['teacher']['median']:.3f} s and the student {seconds['student']['median']:.3f} s "
-        f"(medians; {found['time_ratio']:.0%}); half the time at no lower quality: {found['half_the_time_no_lower']}"
+        f"(medians; {found['time_ratio']:.0%}, 95% {fast:.0%} to {slow:.0%}); "
+        f"half the time at no lower quality: {found['half_the_time_no_lower']}"
     )
 
 

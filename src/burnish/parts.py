@@ -30,7 +30,7 @@ from burnish.model.fast import accelerate
 from burnish.model.features import CachedBody
 from burnish.model.likelihood import sequence_logp
 from burnish.model.load import Head, empty_model, load_model, on_device
-from burnish.model.net import Net
+from burnish.model.net import OF_TEACHER, Net
 from burnish.model.quantize import quantize
 from burnish.model.regularise import set_dropout
 from burnish.model.starts import before_tuning
@@ -141,7 +141,7 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
         check_start(start, empty, chosen.source, chosen.config, trust_remote_code=trusted)
     apart = not METHODS[recipe.adapter.method].prompts  # learnt tokens come before each sequence in a row of its own
     settings = replace(settings, one_row=apart and by_edges(empty, device, settings.precision))
-    return choose(wanted, chosen.config, empty, workload(recipe, tokenized, settings), settings)
+    return choose(wanted, chosen.config, empty, workload(recipe, chosen, tokenized, settings), settings)
 
 
 def chat_of(recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Chat:
@@ -328,7 +328,7 @@ def paces_of(recipe: Recipe, trained: Iterable[str], settings: memory.Settings) 
 
 def plan_of(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> Plan:
     """The plan, from the model's shape on the meta device: no weight is loaded."""
-    work = workload(recipe, tokenized, settings)
+    work = workload(recipe, chosen, tokenized, settings)
     return make_plan(recipe, chosen.config, empty_net(recipe, chosen, tokenized), work, settings)
 
 
@@ -340,7 +340,7 @@ def empty_net(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> Any:
     return adapt(empty, recipe.adapter, recipe.freeze)
 
 
-def workload(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) -> Workload:
+def workload(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, settings: memory.Settings) -> Workload:
     """What the rows ask for, cut into micro-batches of every size that may be chosen."""
     train, held_out = tokenized.train, (tokenized.validation, tokenized.test)
     looks = recipe.train.validations + 1
@@ -363,6 +363,7 @@ def workload(recipe: Recipe, tokenized: Tokenized, settings: memory.Settings) ->
         step=feed.largest_step(),
         largest=largest,
         span=sum(length**2 for length in train.lengths) / sum(train.lengths),
+        teacher=chosen.teacher.parameters(recipe) if chosen.teacher and chosen.objective.needs & OF_TEACHER else 0,
     )
 
 

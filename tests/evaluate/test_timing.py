@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from burnish.evaluate.timing import WARM, promise, summary_of, time_answers
+from burnish.evaluate.timing import WARM, promise, ratio_of, summary_of, time_answers, time_in_turn
 
 
 def test_each_prompt_is_timed_once_after_some_that_are_not():
@@ -13,6 +13,20 @@ def test_each_prompt_is_timed_once_after_some_that_are_not():
     assert asked == [*[1, 2][:WARM], 1, 2, 3]
     assert len(found) == 3
     assert all(seconds >= 0 for seconds in found)
+
+
+def test_two_that_are_compared_answer_in_turn():
+    asked = []
+    ours, theirs = time_in_turn(asked.append, lambda one: asked.append(-one), [(1, 1), (2, 2), (3, 3)])
+    assert asked[2 * WARM :] == [1, -1, 2, -2, 3, -3]
+    assert (len(ours), len(theirs)) == (3, 3)
+
+
+def test_a_ratio_of_times_lies_within_its_interval():
+    ratio, (low, high) = ratio_of([1.0, 1.1, 0.9, 1.2, 1.0, 1.3], [0.5, 0.6, 0.4, 0.7, 0.5, 0.6])
+    assert ratio == pytest.approx(0.55 / 1.05)
+    assert 0.3 < low < ratio < high < 0.8
+    assert ratio_of([2.0] * 5, [1.0] * 5) == (0.5, (0.5, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -27,14 +41,14 @@ def test_each_prompt_is_timed_once_after_some_that_are_not():
 )
 def test_the_promise_is_half_the_time_at_no_lower_quality(student, ci95, delta, held):
     compared = {"base": 0.8, "tuned": 0.8 + delta, "ci95": ci95, "delta": delta}
-    found = promise(compared, {"median": 1.0}, {"median": student})
+    found = promise(compared, [1.0, 1.0], [student, student])
     assert found["half_the_time_no_lower"] == held
     assert found["time_ratio"] == student
 
 
 def test_a_teacher_without_any_success_has_no_share_to_keep():
     compared = {"base": 0.0, "tuned": 0.1, "ci95": [0.0, 0.2], "delta": 0.1}
-    assert promise(compared, {"median": 1.0}, {"median": 0.3})["retained"] is None
+    assert promise(compared, [1.0], [0.3])["retained"] is None
 
 
 def test_median_and_ninetieth_percentile():

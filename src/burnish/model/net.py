@@ -15,6 +15,7 @@ from burnish.model.head import head_logp, logit_curve
 from burnish.model.regularise import noisy_embeddings
 
 OF_TOKENS = frozenset({"logp", "mean_logp", "soft_logp", "divergence"})  # outputs of the vocabulary head
+OF_TEACHER = frozenset({"divergence", "teacher_score"})  # those for which a teacher reads the batch too
 
 
 @dataclass(frozen=True)

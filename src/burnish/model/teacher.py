@@ -80,8 +80,8 @@ def head_of_teacher(place: Place) -> Head | None:
 def load_teacher(
     place: Place, *, device: torch.device, trust_remote_code: bool = False, head: Head | None = None
 ) -> Net:
-    """The frozen net, an adapter added into its weights: bf16 on an accelerator, float32 on the CPU."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    """The frozen net, an adapter added into its weights, as `dtype_of_deployed` has them."""
+    dtype = dtype_of_deployed(device)
 
     def make() -> Any:
         model: Any = load_model(place.source, dtype=dtype, trust_remote_code=trust_remote_code, head=head)
@@ -92,8 +92,18 @@ def load_teacher(
                 model = PeftModel.from_pretrained(model, place.adapter).merge_and_unload()
         return model.to(device)
 
-    model = on_device(make, device).eval().requires_grad_(False)
-    return Net(model, precision="bf16" if dtype == torch.bfloat16 else "fp32")
+    return frozen_net(on_device(make, device))
+
+
+def dtype_of_deployed(device: torch.device) -> torch.dtype:
+    """What a model that is only read has its weights in: bf16 on an accelerator, float32 on the CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def frozen_net(model: Any) -> Net:
+    """A net that only answers."""
+    bf16 = next(model.parameters()).dtype == torch.bfloat16
+    return Net(model.eval().requires_grad_(False), precision="bf16" if bf16 else "fp32")
 
 
 def as_teacher(net: Net, divergence: Divergence, labels: Sequence[str], head: Head | None) -> Teacher:

@@ -32,7 +32,7 @@ class Workload:
 
     longest: tokens of the longest group, which no micro-batch can split. step: tokens of the largest step, 0 where that is not known.
     largest: of the largest micro-batch (tokens with its padding, trained tokens), by the `micro_tokens` that it was cut to.
-    span: see `speed.seconds_per_token`.
+    span: see `speed.seconds_per_token`. teacher: parameters of a teacher that reads every batch beside the student.
     """
 
     rows: int
@@ -44,6 +44,7 @@ class Workload:
     step: int = 0
     largest: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     span: float = 0.0
+    teacher: int = 0
 
     def at_once(self, micro_tokens: int) -> tuple[int, int]:
         """(tokens, trained tokens) of the largest micro-batch."""
@@ -219,7 +220,16 @@ def micro_candidates(wanted: int | str, most: int, longest: int) -> list[int]:
 
 def _memory(shape: Shape, settings: Settings, work: Workload) -> dict[str, int]:
     tokens, trained = work.at_once(settings.micro_tokens)
-    return memory.predict(shape, settings, tokens, split=work.splits(settings.micro_tokens), trained=trained)
+    parts = memory.predict(shape, settings, tokens, split=work.splits(settings.micro_tokens), trained=trained)
+    if not work.teacher:
+        return parts
+    total, teacher = parts.pop("total"), _teacher_bytes(settings, work)
+    return parts | {"teacher": teacher, "total": total + teacher}
+
+
+def _teacher_bytes(settings: Settings, work: Workload) -> int:
+    """Its weights: bf16 on an accelerator, float32 on the CPU. It leaves nothing for a backward pass."""
+    return work.teacher * (2 if settings.device.startswith("cuda") else 4)
 
 
 def _total(shape: Shape, settings: Settings, work: Workload) -> int:
@@ -232,7 +242,8 @@ def _seconds(shape: Shape, settings: Settings, work: Workload) -> float:
     step = max(work.tokens / work.rows * settings.batch_size, 1)
     count = -(-step // settings.micro_tokens)  # micro-batches in a step
     share, span = work.trained / max(work.tokens, 1), work.span or work.tokens / work.rows
-    return speed.seconds_per_token(shape, settings, machine, micro=step / count, step=step, share=share, span=span)
+    seconds = speed.seconds_per_token(shape, settings, machine, micro=step / count, step=step, share=share, span=span)
+    return seconds + 2 * work.teacher / machine.rate
 
 
 def make_plan(recipe: Recipe, config: PretrainedConfig, model: nn.Module, work: Workload, settings: Settings) -> Plan:
@@ -274,7 +285,9 @@ def _what_would_fit(recipe: Recipe, shape: Shape, work: Workload, settings: Sett
     """The first thing to type that makes the plan fit; in words where nothing here would."""
 
     def fits(tokens: int, **changes: Any) -> bool:
-        return memory.predict(shape, replace(settings, **changes), tokens, split=True)["total"] <= room
+        return memory.predict(shape, replace(settings, **changes), tokens, split=True)[
+            "total"
+        ] <= room - _teacher_bytes(settings, work)
 
     most, _ = work.at_once(settings.micro_tokens)
     if settings.recompute not in ("all", "offload") and fits(most, recompute="all"):

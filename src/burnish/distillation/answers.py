@@ -1,0 +1,153 @@
+"""What the teacher writes to the training questions, in place of what was written."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from burnish.data.ledger import Entry, Ledger
+from burnish.data.render import Chat, question_and_answer
+from burnish.data.rows import Conversation, Labelled, Prompt, Row, Text, Turn, Turns
+from burnish.data.split import Guarded
+from burnish.endpoint import Answers, Endpoint, Reply, key_of_question
+from burnish.errors import ModelError, RowError
+from burnish.folder import Run
+from burnish.model.sample import Sampler
+from burnish.recipe import Recipe
+from burnish.scoring import Scorer, scorer_for
+
+if TYPE_CHECKING:
+    from burnish.parts import Chosen
+
+MOST_REJECTED = 0.5  # of a teacher's answers; beyond it the teacher is wrong, not its answers
+REPEATED = 0.2  # an answer that packs to less than this share of its size repeats itself
+LEAST_PACKED = 200  # characters from which on that is asked
+WRITTEN_AT_ONCE = 32  # answers of a local teacher, kept together
+
+
+def ask_teacher(
+    run: Run, recipe: Recipe, chosen: Chosen, chat: Chat, guarded: Guarded, ledger: Ledger
+) -> tuple[Guarded, list[Reply]]:
+    """The rows with the teacher's answers in train, where the recipe learns from what it writes, and its replies."""
+    guide = chosen.teacher
+    if guide is None or not (recipe.distill.on == "answers" or guide.place is None):
+        return guarded, []
+    from burnish.parts import read_schema
+
+    task = recipe.task
+    labels = task.labels or sorted({row.answer_text() for row in guarded.train})
+    scorer = scorer_for(task.kind, task.metric, schema=read_schema(task.json_schema), labels=labels)
+    rows, replies = answers_of_teacher(run, recipe, chosen, chat, guarded.train, scorer, ledger)
+    return replace(guarded, train=rows), replies
+
+
+def answers_of_teacher(
+    run: Run, recipe: Recipe, chosen: Chosen, chat: Chat, rows: Sequence[Row], scorer: Scorer | None, ledger: Ledger
+) -> tuple[list[Row], list[Reply]]:
+    """The training rows with what the teacher answers in place of the last answer, and its replies; nonsense is left out.
+
+    Raises ModelError where most of it is nonsense.
+    """
+    distill = recipe.distill
+    asked = [row for row in rows if not isinstance(row, Text)]
+    if not asked:
+        raise RowError(
+            "plain text asks nothing", where="data.train", expected="rows with a question", hint="--on probabilities"
+        )
+    questions = [row.turns if isinstance(row, Prompt) else question_and_answer(row)[0] for row in asked]
+    conversations = [chat.with_system(turns) for turns in questions]
+    room = room_for_answers(recipe, chosen, asked)
+    answers = Answers(run.folder / "teacher" / "answers.jsonl")
+    replies = _ask(run, recipe, chosen, conversations, answers, room)
+    kept: list[tuple[Row, Reply]] = []
+    reasons: dict[str, int] = {}
+    for row, turns, reply in zip(asked, questions, replies, strict=True):
+        if reason := nonsense(reply, row.answer_text(), scorer, distill.min_score):
+            reasons[reason] = reasons.get(reason, 0) + 1
+            ledger.add(
+                Entry(row.file, row.line, "dropped", f"the teacher's answer {reason}", row.prompt_text(), reply.text)
+            )
+            continue
+        kept.append((with_answer(row, turns, reply.text.strip()), reply))
+        if reply.text.strip() != row.answer_text():
+            ledger.add(
+                Entry(row.file, row.line, "changed", "answered by the teacher", row.answer_text(), reply.text.strip())
+            )
+    if len(kept) <= MOST_REJECTED * len(asked):
+        worst = max(reasons, key=lambda reason: reasons[reason])
+        raise ModelError(
+            f"the teacher answers nonsense: {len(asked) - len(kept)} of {len(asked)} answers cannot be learnt; mostly an answer {worst}",
+            where=distill.teacher,
+            expected="a teacher that can do the task; every answer is kept in teacher/answers.jsonl, with reasons in ledger.jsonl",
+            hint=f"--set distill.min_score={distill.min_score / 2:g}   or another --teacher",
+        )
+    run.parts["teacher"] = {"asked": len(asked), "learnt": len(kept), "rejected": reasons}
+    return [row for row, _ in kept], [reply for _, reply in kept]
+
+
+def room_for_answers(recipe: Recipe, chosen: Chosen, rows: Sequence[Row]) -> int:
+    """Tokens that an answer may have: what the recipe says, or twice the longest that was written."""
+    written = [row.answer_text() for row in rows]
+    longest = max((len(chosen.tokenizer(text)["input_ids"]) for text in written if text), default=0)
+    return recipe.task.max_new_tokens or (min(512, 2 * longest + 16) if longest else 256)
+
+
+def _ask(
+    run: Run, recipe: Recipe, chosen: Chosen, conversations: Sequence[Turns], answers: Answers, room: int
+) -> list[Reply]:
+    guide = chosen.teacher
+    assert guide is not None
+
+    def show(done: int) -> None:
+        run.progress.update(f"the teacher: {done} of {len(conversations)} answers")
+
+    if guide.place is None:
+        figures = max(recipe.distill.top_k or 0, 1) if recipe.distill.on == "probabilities" else None
+        messages = [[turn.as_json() for turn in turns] for turns in conversations]
+        return endpoint_of(recipe).ask(messages, answers, max_tokens=room, top_logprobs=figures, progress=show)
+    keys = [key_of_question(guide.key, room, [turn.as_json() for turn in turns]) for turns in conversations]
+    waiting = [n for n, key in enumerate(keys) if key not in answers.kept]
+    if waiting:
+        chat = Chat(guide.tokenizer)
+        net = guide.load(recipe)
+        sampler = Sampler(net.model, guide.tokenizer, chat.end_ids)
+        for start in range(0, len(waiting), WRITTEN_AT_ONCE):
+            part = waiting[start : start + WRITTEN_AT_ONCE]
+            found = sampler.sample([chat.prompt(conversations[n]) for n in part], max_new_tokens=room)
+            for n, [completion] in zip(part, found, strict=True):
+                answers.add(keys[n], Reply(completion.text, completion.stop == "end"))
+            show(len(keys) - len(waiting) + start + len(part))
+    return [answers.kept[key] for key in keys]
+
+
+def endpoint_of(recipe: Recipe) -> Endpoint:
+    one = recipe.distill
+    return Endpoint(one.teacher, one.endpoint_model, one.key_variable, one.timeout, one.retries, one.parallel)
+
+
+def nonsense(reply: Reply, reference: str, scorer: Scorer | None, min_score: float) -> str:
+    """Why an answer is not to be learnt, in words that follow "the teacher's answer"; "" for one that is."""
+    text = reply.text.strip()
+    if not text:
+        return "is empty"
+    if not reply.ended:
+        return "does not end"
+    raw = text.encode()
+    if len(text) >= LEAST_PACKED and len(zlib.compress(raw, 9)) < REPEATED * len(raw):
+        return "repeats itself"
+    if scorer is not None and reference:
+        figures = scorer.score(text, reference)
+        if figures.get(scorer.primary, next(iter(figures.values()))) < min_score:
+            return "fails the task's metric"
+    return ""
+
+
+def with_answer(row: Row, question: Turns, answer: str) -> Row:
+    """The row as a conversation that ends in this answer."""
+    turns = (*question, Turn("assistant", answer))
+    if isinstance(row, Labelled) and not isinstance(row.label, tuple):
+        return replace(row, label=answer)
+    tools = getattr(row, "tools", ())
+    return Conversation(file=row.file, line=row.line, extra=row.extra, turns=turns, tools=tools)
