@@ -64,7 +64,7 @@ def find_part(given: str | Path) -> Part:
             where=str(given),
             expected="the folder of a run with adapter/, or of an adapter as PEFT saves it",
         )
-    said = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+    said = _read(place / "adapter_config.json")
     kind = str(said.get("peft_type", "")).lower()
     if kind != "lora" or said.get("use_dora"):
         raise CheckpointError(
@@ -81,6 +81,18 @@ def find_part(given: str | Path) -> Part:
         )
     source = read_report(run)["model"]["source"] if run else str(said.get("base_model_name_or_path") or "")
     return Part(place, run, said, source)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        return found
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"it cannot be read: {error}", where=str(path), expected="what PEFT saves beside an adapter"
+        ) from error
 
 
 def check_parts(parts: Sequence[Part], weights: Sequence[float], method: str, density: float | None) -> None:
@@ -159,8 +171,8 @@ def merge_parts(
     model: Any, names: Sequence[str], weights: Sequence[float], method: str, density: float | None, seed: int
 ) -> None:
     """Put the combination of adapters beside them, under the name MERGED, and switch it on. seed: of what DARE drops."""
-    for name in names:  # the scale of each is known by now; that of the combination is 1, whatever its rank
-        model.peft_config[name].use_rslora = False
+    for name in names:
+        _name_layers(model, name)
     options = {} if density is None else {"density": density}
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -168,6 +180,19 @@ def merge_parts(
             list(names), list(weights), adapter_name=MERGED, combination_type=method, **options
         )
     switch(model, [MERGED])
+
+
+def _name_layers(model: Any, name: str) -> None:
+    """Let an adapter's configuration say just where it stands, since PEFT takes the combination's from the first of them.
+
+    Its frozen layers would be left out of the combination, whatever the others add there, and rsLoRA would scale it once more.
+    """
+    config = model.peft_config[name]
+    config.target_modules = {
+        where for where, layer in model.get_base_model().named_modules() if name in getattr(layer, "lora_A", ())
+    }
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    config.use_rslora = False  # the scale of each is known by now; that of the combination is 1, whatever its rank
 
 
 def keep_merged(model: Any, names: Sequence[str]) -> None:
@@ -183,6 +208,7 @@ class Adapters:
     def __init__(self, run: Path, model: Any) -> None:
         self.run, self.model = run, model
         self.names = {OWN: OWN_IN_PEFT}
+        self.reports: dict[str, dict[str, Any]] = {}  # of the runs that further adapters came from
 
     def add(self, name: str, folder: str | Path) -> None:
         """Load another one on the same base. Raises CheckpointError for a name that is taken, or what cannot stand beside the run's own."""
@@ -197,6 +223,8 @@ class Adapters:
             self.model.load_adapter(str(part.folder), adapter_name=name)
         self.model.eval()
         self.names[name] = name
+        if part.run:
+            self.reports[name] = read_report(part.run)
 
     def use(self, *names: str) -> None:
         """Let these count; "base" alone is the model without any. Raises CheckpointError for one that was not loaded."""
