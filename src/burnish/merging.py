@@ -13,8 +13,8 @@ from burnish.data.dedup import find_matches
 from burnish.data.render import Chat
 from burnish.data.rows import Row
 from burnish.errors import CheckpointError
-from burnish.evaluate.runner import Exam, compare
-from burnish.folder import Run, write_text
+from burnish.evaluate.runner import Exam, Sitting, compare
+from burnish.folder import Run, read_report, write_text
 from burnish.guards import Evidence
 from burnish.model.load import find_model, load_tokenizer
 from burnish.model.net import Net
@@ -22,7 +22,7 @@ from burnish.parts import Chosen, Tokenized
 from burnish.progress import Progress
 from burnish.recipe import Augment, Distill, Recipe, load_recipe
 from burnish.serve.combine import MERGED, Part, check_parts, find_part, keep_merged, load_parts, merge_parts, switch
-from burnish.serve.export import export
+from burnish.serve.export import export, refuse_unless_fit
 from burnish.train import memory
 
 SAID = {1: "better", 0: "as good, as far as the rows can tell", -1: "worse"}  # by the interval of the change
@@ -39,13 +39,18 @@ def merge(
     full: bool = False,
     proof: bool = True,
     seed: int = 0,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write `adapter/` (and `merged/`, with `full`) into a folder, and `merge.json`, which this returns.
 
     weights: of the adapters, in their order; equal ones that add up to 1 by default. proof: let base, each run's own adapter and the
-    combination answer that run's locked test rows; bare adapters have none. Raises CheckpointError for what cannot be combined.
+    combination answer that run's locked test rows; bare adapters have none. Raises CheckpointError for what cannot be combined, and for a
+    run whose verdict is "stop" without `force`.
     """
     parts = [find_part(one) for one in adapters]
+    for part in parts:
+        if part.run:
+            refuse_unless_fit(read_report(part.run), force=force)
     shares = list(weights) if weights else [1 / len(parts)] * len(parts)
     check_parts(parts, shares, method, density)
     if out.exists() and any(out.iterdir()):
@@ -114,18 +119,20 @@ def _prove(
             progress.say(f"  all {asked} test rows are among what another adapter was trained on: nothing is proven")
         return None
     sampler = pipeline.sampler_of(chosen, net, tokenized)
-    sittings = []
-    for active in ([], [name], [MERGED]):
+
+    def sit(active: list[str]) -> Sitting:
         switch(net.model, active)
-        sittings.append(exam.sit(net, sampler))
-    base, own, merged = sittings
+        return exam.sit(net, sampler)
+
+    own, merged = sit([name]), sit([MERGED])
+    base = exam.figures(sit([])) if part.head is None else {}  # the base has no head that knows the labels
     change = compare(exam, own, merged, seed=seed)
     low, high = change["ci95"]
     return {
         "metric": change["metric"],
         "n": change["n"],
         "known": asked - len(exam.items),
-        "base": exam.figures(base)[change["metric"]],
+        "base": base.get(change["metric"]),
         "own": change["base"],
         "merged": change["tuned"],
         "delta": change["delta"],
@@ -161,8 +168,9 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(f"  {part['weight']:g} x {part['folder']} (rank {part['rank']})")
         if one := part.get("proof"):
             low, high = one["ci95"]
+            base = "" if one["base"] is None else f"base {one['base']:.3f}, "
             lines.append(
-                f"    {one['metric']} on its {one['n']} test rows{_without(one)}: base {one['base']:.3f}, its own adapter {one['own']:.3f}, merged "
+                f"    {one['metric']} on its {one['n']} test rows{_without(one)}: {base}its own adapter {one['own']:.3f}, merged "
                 f"{one['merged']:.3f}: {one['said']} ({one['delta']:+.3f}, 95% {low:+.3f} to {high:+.3f})"
             )
     return "\n".join([*lines, f"  log-probabilities of the files within {found['parity']['largest_difference']:.1e}"])

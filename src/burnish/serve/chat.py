@@ -49,7 +49,7 @@ class Conversation:
         The system prompt becomes that of the first one's run, where it came from a run.
         """
         self.adapters.use(*names)
-        report = self.adapters.reports.get(names[0]) or self.report
+        report = self.adapters.reports.get(next(iter(names), ""), self.report)
         self.chat = chat_of(report, self.tokenizer)
         held = report["task"].get("constrained")
         self.constraint = Constraint(held) if held else None
@@ -67,8 +67,11 @@ class Conversation:
         for line in lines:
             if line.strip() == "/new":
                 self.turns = ()
-            elif line.startswith("/use "):
-                self.use(*line.removeprefix("/use ").strip().split("+"))
+            elif line.split()[:1] == ["/use"]:
+                try:
+                    self.use(*line.strip().removeprefix("/use").strip().split("+"))
+                except CheckpointError as error:  # a slip of the fingers does not end the conversation
+                    yield f"({error.found}; expected {error.expected})"
             elif line.strip():
                 yield self.say(line.strip())
 
