@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.model.lora import adapter_gradients
+from burnish.model.low_rank import adapter_gradients
 
 
 class FrozenLinear(nn.Module):

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from burnish.errors import RecipeError
 from burnish.model import fp8
 from burnish.model.frozen import FrozenLinear
-from burnish.model.lora import LoraLinear
 from burnish.model.starts import begin_with_loss
 
 BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share one
@@ -156,6 +155,8 @@ def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.dev
     """
     if kind == "nf4" and not has_bitsandbytes():
         raise without_bitsandbytes("nf4", "train.precision")
+    from burnish.model.lora import LoraLinear  # which imports PEFT
+
     adapted = [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
     suited = [layer for layer in adapted if fp8.suits(layer.base_layer)]
     if not suited:

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.model.lora import LoraLinear
-
 
 def keep_start(model: nn.Module, *, from_loss: bool) -> None:
     """Note what each layer's adapter begins with. from_loss: it is still to begin, with what storing the base in few bits will take."""
@@ -76,6 +74,10 @@ def take_out_start(model: Any) -> None:
 
 
 def _layers(model: nn.Module) -> Iterator[Any]:
+    if not hasattr(model, "peft_config"):
+        return iter(())
+    from burnish.model.lora import LoraLinear  # which imports PEFT
+
     return (layer for layer in model.modules() if isinstance(layer, LoraLinear))
 
 
