@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,7 +240,7 @@ def _apart(heads: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _average(heads: Mapping[str, Any], names: Sequence[str], weights: Sequence[float]) -> None:
+def _average(heads: Any, names: Sequence[str], weights: Sequence[float]) -> None:
     """Let the head of MERGED be the mean of the others by their weights; plainly where those add up to nothing."""
     total = sum(weights)
     shares = [weight / total for weight in weights] if total else [1 / len(names)] * len(names)
