@@ -110,7 +110,7 @@ def test_the_report_says_what_each_task_was_and_got(finished):
 def test_each_task_is_held_against_being_tuned_alone(finished):
     for one in report_of(finished)["evaluation"]["tasks"].values():
         alone = one["against_alone"]
-        assert alone["said"] in {"helps", "hurts", "no difference seen"}
+        assert alone["said"] in {"helps", "hurts", "may hurt", "no difference seen"}
         assert alone["mixed"] == pytest.approx(one["tuned"])
         assert alone["ci95"][0] <= alone["delta"] <= alone["ci95"][1]
         assert alone["rows"] > 0

@@ -201,8 +201,8 @@ ARMS: dict[str, list[Arm]] = {
 
 
 def arms_of(work: Work, chosen: list[str] | None = None) -> list[Arm]:
-    """The arms of a work in the order of the table, or those of `chosen` that it has."""
-    return [arm for arm in ARMS[work.name] if not chosen or arm.name in chosen]
+    """The arms of a work in the order of the table, or those of `chosen` that it has; chosen: ARM, or WORK/ARM for that work alone."""
+    return [arm for arm in ARMS[work.name] if not chosen or {arm.name, f"{work.name}/{arm.name}"} & set(chosen)]
 
 
 def find_arm(work: str, name: str) -> Arm:

@@ -19,16 +19,21 @@ from options import Asked, asked  # noqa: E402
 from work import LORA_ALPHA, LORA_RANK, SHAPES, Document, Work, random_model  # noqa: E402
 
 
+def adapter_of(method: str) -> Any:
+    from burnish.recipe import Adapter
+
+    return Adapter(method="full") if method == "full" else Adapter(rank=LORA_RANK, alpha=LORA_ALPHA)
+
+
 def make_net(model: Any, settings: dict[str, Any], method: str) -> Any:
     """burnish's own steps from a model to a net that trains, as its pipeline takes them."""
     from burnish.model.adapt import adapt
     from burnish.model.fast import accelerate
     from burnish.model.net import Net
     from burnish.model.quantize import quantize
-    from burnish.recipe import Adapter, Freeze
+    from burnish.recipe import Freeze
 
-    adapter = Adapter(method="full") if method == "full" else Adapter(rank=LORA_RANK, alpha=LORA_ALPHA)
-    adapted = adapt(model, adapter, Freeze())
+    adapted = adapt(model, adapter_of(method), Freeze())
     if settings["precision"] in ("fp8", "nf4"):
         quantize(adapted, settings["precision"])
     net = Net(adapted, precision=settings["precision"])
@@ -118,6 +123,28 @@ def get_ready(order: Asked) -> None:
         torch.cuda.empty_cache()
 
 
+def predicted_gib(model: Any, feed: Any, settings: dict[str, Any], method: str) -> float:
+    """What the planner says of the largest micro-batch of the feed. model: only its configuration is read."""
+    import torch
+
+    from burnish.model.adapt import adapt
+    from burnish.recipe import Freeze
+    from burnish.train.memory import GIB, Settings, predict
+    from burnish.train.shape import shape_of
+
+    with torch.device("meta"):
+        empty = adapt(type(model)(model.config), adapter_of(method), Freeze())
+    known = {name: value for name, value in settings.items() if name != "row_tokens"}
+    device = "cuda" if on_card() else "cpu"
+    about = Settings(batch_size=0, epochs=1, steps=feed.total_steps, learning_rate=0.0, device=device, **known)
+    sizes, split = [], False
+    for micro in feed:
+        split = split or len(micro) > 1
+        sizes += [(batch.ids.numel(), int((batch.weight != 0).sum())) for batch in micro]
+    tokens, trained = max(sizes)
+    return predict(shape_of(model.config, empty), about, tokens, split=split, trained=trained)["total"] / GIB
+
+
 def model_of(shape: Any, method: str) -> Any:
     import torch
 
@@ -141,7 +168,10 @@ def timed(order: Asked) -> dict[str, Any]:
     torch.manual_seed(0)
     work, settings = order.work, order.arm.settings
     steps = order.documents()
-    net = make_net(model_of(SHAPES[work.shape], work.method), settings, work.method)
+    model = model_of(SHAPES[work.shape], work.method)
+    predicted = predicted_gib(model, make_feed(work, steps, settings), settings, work.method)
+    net = make_net(model, settings, work.method)
+    del model
     feed = make_feed(work, steps, settings)
     optim, passes = make_optimizer(net, settings, feed.total_steps), make_passes(net, settings)
     clock = Clock()
@@ -155,7 +185,8 @@ def timed(order: Asked) -> dict[str, Any]:
     clock.begin()
     fit(net, {"sft": (Sft(), 1.0)}, feed, optim, [Watch()], passes=passes)
     found = summary(work, steps, clock, order.warmup, four_bit=settings["precision"] == "nf4")
-    return found | {"load_seconds": loaded, "graph_refused": getattr(passes, "refused", None)}
+    refused = getattr(passes, "refused", None)
+    return found | {"load_seconds": loaded, "graph_refused": refused, "predicted_gib": predicted}
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Line:
     of_rate: float = 0.0
     of_floor: float = 0.0
     peak: float | None = None
+    predicted: float | None = None  # GiB, by burnish's planner
     losses: tuple[float, ...] = ()
     norms: tuple[float, ...] = ()
     first_step: float = 0.0  # the longest, which is the one that found no cache
@@ -105,6 +106,7 @@ def line_of(runs: Sequence[Run]) -> Line:
         of_rate=median("of_rate"),
         of_floor=median("of_floor"),
         peak=max(peaks) if peaks else None,
+        predicted=last.get("predicted_gib"),
         losses=tuple(last["losses"]),
         norms=tuple(last["gradient_norms"]),
         first_step=max(run["first_step_seconds"] for run in good),
@@ -140,6 +142,7 @@ HEADER = (
     "of 798 TFLOP/s",
     "of the floor",
     "peak GiB",
+    "predicted (off)",
     "loss, first steps",
     "gradient norm",
     "first step s",
@@ -161,6 +164,7 @@ def table(lines: Sequence[Line], ceiling: float | None = None) -> str:
             f"{line.of_rate:.0%}",
             f"{line.of_floor:.0%}",
             f"{line.peak:.1f}" if line.peak is not None else "",
+            f"{line.predicted:.1f} ({line.predicted / line.peak - 1:+.1%})" if line.predicted and line.peak else "",
             ", ".join(f"{loss:.3f}" for loss in line.losses),
             ", ".join(f"{norm:.2g}" for norm in line.norms),
             f"{line.first_step:.0f}",

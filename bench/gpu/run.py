@@ -133,6 +133,8 @@ def one_line(run: dict[str, Any]) -> str:
     if "error" in run:
         return f"{start}: FAILED: {run['error']}"
     peak = f"{run['peak_gib']:.1f} GiB" if run["peak_gib"] is not None else "no card"
+    if run.get("predicted_gib"):
+        peak += f" ({run['predicted_gib']:.1f} predicted)"
     low, middle, high = run["step_ms"]
     return (
         f"{start}: {run['tokens_per_second']:,.0f} tok/s, {100 * run['of_rate']:.1f}% of 798, step {low:.0f}/{middle:.0f}/{high:.0f} ms, "
@@ -188,7 +190,9 @@ def run_together(options: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--works", nargs="*", default=list(WORKS), choices=WORKS, metavar="WORK", help=", ".join(WORKS))
-    parser.add_argument("--arms", nargs="*", metavar="ARM", help="names as --list gives them; all of them without it")
+    parser.add_argument(
+        "--arms", nargs="*", metavar="ARM", help="names as --list gives them, or WORK/ARM; all without it"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--together", action="store_true", help="start all arms at once; they have the card in turn")
     parser.add_argument(
@@ -213,7 +217,8 @@ def main() -> int:
         for name, arms in ARMS.items():
             print(f"{name}: {WORKS[name].title}\n" + "\n".join(f"    {arm.name:28s} {arm.title}" for arm in arms))
         return 0
-    if options.arms and (unknown := set(options.arms) - {arm.name for arms in ARMS.values() for arm in arms}):
+    named = {name for work, arms in ARMS.items() for arm in arms for name in (arm.name, f"{work}/{arm.name}")}
+    if options.arms and (unknown := set(options.arms) - named):
         parser.error(f"there is no arm {', '.join(sorted(unknown))}; --list names them")
     for folder in options.merge or []:
         report.add_runs(options.out, report.read_runs(folder), replace=options.replace)

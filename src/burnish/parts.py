@@ -132,6 +132,7 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
         precision=memory.precision_of_choice(wanted.precision, device, recipe.adapter.method),
         device=str(device),
         compile=device.type == "cuda" if wanted.compile == "auto" else wanted.compile,
+        average=wanted.average > 0,
         recomputable=recipe.adapter.method != "prefix",
     )
     empty = empty_net(recipe, chosen, tokenized)

@@ -298,9 +298,7 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             chats = {name: part.chat for name, part in tokenized.tasks.items()}
             learnt_by = {name: (distillation.by_heart(one), weight) for name, (one, weight) in tasks.items()}
             rate, method = settings.learning_rate, recipe.adapter.method
-            if (
-                recipe.adapter.start
-            ):  # rows that are half known already, often at a low rate, take long to be known by heart
+            if recipe.adapter.start:  # what is half known already, often at a low rate, takes long to be known by heart
                 hidden = chosen.config.get_text_config().hidden_size
                 rate = max(rate, auto_learning_rate(hidden, method, settings.steps))
             enough = METHODS[method].learns

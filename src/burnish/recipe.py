@@ -198,6 +198,9 @@ class Train(Section):
     neftune: Annotated[float, Field(ge=0, alias="neftune_noise_alpha")] = (
         0.0  # noise on embeddings, usually 5; 0 is off
     )
+    average: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # of the weights over steps: what a step keeps of it, usually 0.99; it is validated and kept; 0 is off
+    )
     clip: Annotated[float, Field(gt=0, alias="max_grad_norm")] = 1.0
     validations: Annotated[int, Field(ge=1)] = 6  # over the whole run
     validation_items: Annotated[int, Field(ge=1)] = 32  # answers generated at each of them

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from burnish.errors import RecipeError
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.load import Head, load_model
 from burnish.model.warm_start import check_start, find_start, keeps_head, put_start, start_as_json
@@ -60,6 +61,46 @@ def test_a_head_of_other_labels_or_of_another_order_stays_as_it_began(kind, labe
     kept = {name for name, parameter in trained_parameters(second).items() if torch.equal(parameter, before[name])}
     assert not keeps_head(start, head)
     assert kept == {name for name in before if "score" in name}
+
+
+METHODS = {
+    "rslora": {"rank": 4},
+    "dora": {"rank": 4},
+    "ia3": {},
+    "oft": {"block": 4},
+    "vera": {"rank": 8},
+    "layernorm": {},
+    "prompt": {"tokens": 3},
+    "prefix": {"tokens": 3},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_go_on_from_its_own_adapter_alone(method, make_model, model_folder, tokenizer, tmp_path):
+    def drawn(seed, adapter):
+        model = adapt(make_model(), adapter, Freeze())
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in trained_parameters(model).values():
+                parameter.copy_(torch.randn(parameter.shape, generator=random))
+        return model
+
+    adapter = Adapter(method=method, start=str(tmp_path), **METHODS[method])
+    first, second, other = drawn(1, adapter), drawn(2, adapter), drawn(3, Adapter(rank=4))
+    write_adapter(first, tokenizer, tmp_path)
+    start = find_start(adapter)
+    check_start(start, second, model_folder(), second.config)
+    put_start(start, second, None)
+    mine, wanted = trained_parameters(second), trained_parameters(first)
+    assert [name for name in mine if not torch.equal(mine[name], wanted[name])] == []
+    with pytest.raises(RecipeError):
+        check_start(start, other, model_folder(), other.config)
+
+
+@pytest.mark.parametrize("method", ["pissa", "loftq"])
+def test_a_method_that_begins_from_the_bases_weights_begins_nowhere_else(method, tmp_path):
+    with pytest.raises(RecipeError, match="the base's own weights"):
+        find_start(Adapter(method=method, start=str(tmp_path)))
 
 
 def test_a_recipe_without_a_start_has_none():

@@ -53,6 +53,14 @@ def test_a_metric_that_differs_within_its_noise_leaves_it_to_the_loss():
     assert Validate(look_at, frozenset(), 3, [first, second]).best is second
 
 
+def test_level_looks_with_probabilities_are_told_apart_by_the_brier_score_and_not_by_a_loss_that_a_few_answers_make():
+    scores = ([1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0])
+    first = Validation(3, 0.5, 0.5, {}, [], scores[0], brier=0.4)
+    second = Validation(6, 0.9, 0.5, {}, [], scores[1], brier=0.3)
+    assert Validate(look_at, frozenset(), 3, [first, second]).best is second
+    assert second.value > first.value
+
+
 def test_a_metric_that_is_clearly_better_wins_against_a_higher_loss():
     first = Validation(0, 1.0, 0.0, {}, [], [0.0] * 16)
     second = Validation(3, 2.0, 0.75, {}, [], [1.0] * 12 + [0.0] * 4)

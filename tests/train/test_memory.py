@@ -96,6 +96,17 @@ def test_the_shape_counts_what_is_frozen_and_what_is_trained():
     assert lora.ranks == 7 * 16
 
 
+@pytest.mark.parametrize(
+    ("method", "outside"), [("ia3", False), ("layernorm", True), ("vera", False), ("prompt", True), ("prefix", True)]
+)
+def test_any_adapter_stands_beside_a_model_that_is_frozen_whole(method, outside):
+    shape = make_shape(adapter=Adapter(method=method))
+    assert (shape.beside, shape.head_trained, shape.walked) == (True, False, 1.0)
+    assert shape.frozen == shape.parameters
+    assert 0 < shape.trained < 0.1 * shape.frozen
+    assert (shape.outside > 0) == outside
+
+
 def test_frozen_layers_at_the_bottom_are_not_walked():
     assert make_shape(freeze=Freeze(layers="0-2")).walked == 0.25
     assert make_shape(adapter=FULL, freeze=Freeze(layers="0-2")).walked == 1.0  # down to the embeddings

@@ -147,12 +147,13 @@ def without_times(path):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("step", [1, 4, 8])
-def test_a_run_that_was_stopped_ends_bit_for_bit_where_an_undisturbed_one_ends(train, real_exam, step):
-    whole_report, whole = train("whole", exam=real_exam)
+@pytest.mark.parametrize(("step", "average"), [(1, 0.0), (4, 0.0), (8, 0.0), (5, 0.9)])
+def test_a_run_that_was_stopped_ends_bit_for_bit_where_an_undisturbed_one_ends(train, real_exam, step, average):
+    whole_report, whole = train("whole", exam=real_exam, average=average)
     with pytest.raises(Interrupted):
-        train(exam=real_exam, trackers=[Meddler(step, terminate)])
-    report, again = train(exam=real_exam)
+        train(exam=real_exam, trackers=[Meddler(step, terminate)], average=average)
+    report, again = train(exam=real_exam, average=average)
+    assert_bit_equal(whole.store.load_step(STEPS).weights, again.store.load_step(STEPS).weights)
     assert_bit_equal(weights_of(again), weights_of(whole))
     assert_bit_equal(again.optim.state_tensors(), whole.optim.state_tensors())
     assert without_times(again.metrics) == without_times(whole.metrics)

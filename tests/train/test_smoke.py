@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -68,6 +70,18 @@ def test_a_score_head_is_tried_in_the_same_way(adapter, make_classifier, tokeniz
     assert report.learnt_loss < 0.3
     assert report.head_difference < 1e-3
     assert report.mask == "a ⟪red⟫"
+
+
+def test_no_optimizer_and_none_of_its_moments_are_left_behind(try_out):
+    try_out()
+    gc.collect()
+    gc.disable()  # what only Python's collector would find must be gone all the same
+    try:
+        try_out()
+        left = [one for one in gc.get_objects() if isinstance(one, torch.optim.Optimizer)]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 def test_weights_gradients_and_random_numbers_are_as_before(try_out):

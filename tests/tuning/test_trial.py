@@ -36,3 +36,16 @@ def test_the_test_of_rates_takes_a_loss_that_weighs_classes(model_folder, tmp_pa
     found = burnish.lr_range(values, steps=20, out=tmp_path / "range", quiet=True)
     assert found["usual"] > 0
     assert (tmp_path / "range" / "lr-range.json").is_file()
+
+
+def test_a_trial_learns_by_the_loss_that_its_values_name(model_folder, tmp_path):
+    rows = [{"text": f"{'green' if n % 2 else 'red'} {q}", "label": "ab"[n % 2]} for n, q in enumerate(questions(60))]
+    file, task = write_rows(tmp_path / "rows.jsonl", rows), {"kind": "classify", "goal": "Say the colour."}
+    values = recipe_of(model_folder(), file, task=task, objective="classify", train=FEW)
+    plain, smooth = (make_recipe(values | {"loss": loss}) for loss in ({}, {"label_smoothing": 0.5}))
+    material = gather(Run(tmp_path / "study", Progress(quiet=True), Evidence(plain), "study"), plain)
+    losses = []
+    for name, recipe, changed in (("plain", plain, {}), ("smooth", smooth, {"loss.label_smoothing": 0.5})):
+        outcome = run_trial(tmp_path / name, recipe, material, changed=changed, stop=StopSignal())
+        losses.append(outcome.trained.report["curve"][-1]["loss"])
+    assert losses[0] != losses[1]

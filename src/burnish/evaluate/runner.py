@@ -60,6 +60,11 @@ class Sitting:
         return float(self.nll.sum() / max(self.trained.sum(), 1))
 
     @property
+    def brier(self) -> float | None:
+        """The mean Brier score of the answers' probabilities; None where an answer has none of its own."""
+        return None
+
+    @property
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700))
 

@@ -17,7 +17,7 @@ from burnish.model.likelihood import as_fits, evaluating
 from burnish.model.load import Head
 from burnish.model.net import Net
 from burnish.model.sample import Sampler
-from burnish.model.scores import answer, fitting, negative_log_likelihood
+from burnish.model.scores import answer, brier_score, fitting, negative_log_likelihood
 
 MANNERS = {
     "classify": "one of {n} labels by its score",
@@ -31,9 +31,14 @@ NO_HEAD = Head((), 0)  # a default is needed after the fields of `Exam`; it is a
 
 @dataclass(frozen=True)
 class ScoredSitting(Sitting):
-    """scores_by_item: what the head made of each item, (C,), or (W,C) of W words."""
+    """scores_by_item: what the head made of each item, (C,), or (W,C) of W words. briers: the Brier score of each."""
 
     scores_by_item: tuple[np.ndarray, ...] = ()
+    briers: tuple[float, ...] = ()
+
+    @property
+    def brier(self) -> float | None:
+        return float(np.mean(self.briers)) if self.briers else None
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,16 @@ class ScoredExam(Exam):
             scores = as_fits(lambda tokens: self._scores(net, tokens, progress), net, self.row_tokens)
         answers = [answer(self.head, one) for one in scores]
         figures = [self.scorer.score(said, item.reference) for said, item in zip(answers, self.items, strict=True)]
-        nll = [
-            negative_log_likelihood(self.head, one, right_of(self.head, item))
-            for one, item in zip(scores, self.items, strict=True)
-        ]
-        return ScoredSitting(answers, figures, np.array(nll), np.ones(len(nll)), "scoring", tuple(scores))
+        right = [right_of(self.head, item) for item in self.items]
+        nll = [negative_log_likelihood(self.head, one, own) for one, own in zip(scores, right, strict=True)]
+        briers = (
+            [brier_score(self.head, one, own) for one, own in zip(scores, right, strict=True)]
+            if self.head.kind != "regress"
+            else []
+        )
+        return ScoredSitting(
+            answers, figures, np.array(nll), np.ones(len(nll)), "scoring", tuple(scores), tuple(briers)
+        )
 
     def _scores(self, net: Net, tokens: int, progress: Callable[[int], None]) -> list[np.ndarray]:
         """What the head makes of each item; so many tokens go through at once."""

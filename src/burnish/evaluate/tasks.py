@@ -15,6 +15,7 @@ from burnish.model.net import Net
 from burnish.model.sample import Sampler
 
 MEAN = "mean_of_tasks"
+POINT = 0.01  # a loss of so much is told even where the rows are too few to be sure of it
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class JointExam(Exam):
         return {
             name: {
                 "loss": own.loss,
+                "brier": own.brier,
                 "metric": part.figures(own)[part.metric],
                 "scores": [score[part.item_metric] for score in own.scores],
             }
@@ -172,11 +174,13 @@ def some(examples: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]
 def held_against(mixed: Sequence[float], alone: Sequence[float], clusters: Sequence[str], seed: int) -> dict[str, Any]:
     """What the other tasks do to one: its items' scores by the mixed model and by the model of this task alone, paired.
 
-    "hurts" and "helps" where the whole 95% interval lies on that side of zero.
+    "hurts" and "helps" where the whole 95% interval lies on that side of zero; "may hurt" where the loss is above a point and the rows are
+    too few to tell.
     """
     found = paired_difference(alone, mixed, clusters=clusters, seed=seed)
     low, high = found.ci95.low, found.ci95.high
-    said = "hurts" if high < 0 else "helps" if low > 0 else "no difference seen"
+    unsure = "may hurt" if found.delta < -POINT else "no difference seen"
+    said = "hurts" if high < 0 else "helps" if low > 0 else unsure
     return {
         "alone": found.base,
         "mixed": found.tuned,

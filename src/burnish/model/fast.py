@@ -74,19 +74,24 @@ def _chooses_by_data(module: nn.Module) -> bool:
 def _recompute_layers(model: Any, whole: bool, *, walked: bool) -> None:
     """transformers' own switch in each layer; a layer's input is what autograd saves then, so that it can be moved to the host.
 
-    What enters the lowest trained layer wants no gradient, so that nothing below is walked back: that layer is computed again by the one
-    of torch's two ways that does not need its input to want one. walked: what enters the first layer wants a gradient in any case.
+    What enters the lowest trained layer wants no gradient, so that nothing below is walked back: see `_again`. walked: what enters the
+    first layer wants a gradient in any case.
     """
     walked = walked or any(parameter.requires_grad for parameter in model.get_input_embeddings().parameters())
     for layer in decoder_layers(model):
         trained = any(parameter.requires_grad for parameter in layer.parameters())
         layer.gradient_checkpointing = whole and (walked or trained)
-        layer._gradient_checkpointing_func = partial(_again, model.get_decoder(), use_reentrant=walked)
+        layer._gradient_checkpointing_func = partial(_again, model.get_decoder())
         walked = walked or trained
 
 
-def _again(decoder: Any, layer: Any, *inputs: Any, use_reentrant: bool) -> Any:
-    """A layer whose activations are computed again, by the attention that the forward pass had: that holds only while it runs."""
+def _again(decoder: Any, layer: Any, *inputs: Any) -> Any:
+    """A layer whose activations are computed again, by the attention that the forward pass had: that holds only while it runs.
+
+    Where the input wants no gradient it is done by the one of torch's two ways that does not need it to; which layer that is moves down
+    while layers begin one after another.
+    """
+    walked = any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
     config, name = decoder.config, decoder.config._attn_implementation
 
     def run(*inputs: Any) -> Any:
@@ -96,4 +101,4 @@ def _again(decoder: Any, layer: Any, *inputs: Any, use_reentrant: bool) -> Any:
         finally:
             config._attn_implementation = before
 
-    return checkpoint(run, *inputs, use_reentrant=use_reentrant)
+    return checkpoint(run, *inputs, use_reentrant=walked)

@@ -53,3 +53,13 @@ def negative_log_likelihood(head: Head, scores: np.ndarray, wanted: Sequence[flo
     else:
         found = found[right.astype(int)]
     return float(-np.log(np.maximum(found, 1e-300)).mean()) if found.size else 0.0
+
+
+def brier_score(head: Head, scores: np.ndarray, wanted: Sequence[float]) -> float:
+    """The squared distance between the probabilities and what is right, 0 to 2 (Brier 1950); a mean over labels or words."""
+    found, right = probabilities(head, scores), np.asarray(wanted)
+    if head.kind == "multilabel":
+        return float(2 * ((found - right) ** 2).mean())
+    known = np.eye(len(head.labels))[right.astype(int)]
+    squares = ((found - known) ** 2).sum(-1)
+    return float(squares.mean()) if squares.size else 0.0

@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from burnish.errors import RecipeError
+from burnish.methods import METHODS
 from burnish.model.adapt import layer_of, trained_parameters
+from burnish.model.adapters import MARK
 from burnish.model.load import HEAD_FILE, Head, head_of, load_config
 from burnish.recipe import Adapter
 
@@ -66,7 +68,14 @@ def find_start(adapter: Adapter, out: Path | None = None) -> Start | None:
             expected="the folder of a run, or of an adapter as PEFT saves it",
             hint="burnish runs   lists the runs",
         )
-    whole = adapter.method in ("full", "head")
+    if METHODS[adapter.method].starts:
+        raise RecipeError(
+            f"an adapter of the method {adapter.method} begins from the base's own weights",
+            where=WHERE,
+            expected="another method; what such a run exports is a lora adapter of twice its rank and alpha",
+            hint="--set adapter.method=lora",
+        )
+    whole = not METHODS[adapter.method].beside
     named = "config.json" if whole else "adapter_config.json"
     places = (given / ("merged" if whole else "adapter"), given)
     folder = next((place for place in places if (place / named).is_file()), None)
@@ -277,7 +286,8 @@ def _few(head: Head | None) -> str:
 
 def _modules(names: Any) -> list[str]:
     """The modules that tensors of an adapter stand on."""
-    parts = (name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names if ".lora_" in name)
+    marked = [(name, mark.start()) for name in names if (mark := MARK.search(name))]
+    parts = (name[:place].rsplit(".", 1)[-1] for name, place in marked)
     return sorted(set(parts))
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from burnish.errors import Interrupted
+from burnish.train.average import Average
 from burnish.train.checkpoint import Checkpoint, Store, random_state
 from burnish.train.ladder import Ladder
 from burnish.train.loop import Step
@@ -29,7 +30,8 @@ class Validation:
     """One look at the validation split.
 
     loss: nats a trained token. metric: the main figure, higher is better. answers: to the fixed prompts. scores: the metric of each item,
-    or what stands for it. tasks: loss, metric and scores of each task, where there are several.
+    or what stands for it. tasks: loss, metric and scores of each task, where there are several. brier: the mean Brier score of the
+    probabilities, 0 at best and 2 at worst, where a head gave some.
     """
 
     step: int
@@ -39,18 +41,28 @@ class Validation:
     answers: list[str]
     scores: list[float] = field(default_factory=list)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    brier: float | None = None
+
+    @property
+    def error(self) -> float:
+        """What ranks looks whose metrics are level, lower is better.
+
+        A head's loss may grow while its metric still rises, since a few answers that are wrong with more and more confidence outweigh
+        all others (Guo et al. 2017, arXiv 1706.04599, section 3); no answer weighs more than 2 in the Brier score.
+        """
+        return self.loss if self.brier is None else self.brier
 
     def of_task(self, name: str) -> Validation:
         """What this look saw of one task."""
         return Validation(self.step, metrics={}, answers=[], **self.tasks[name])
 
     def beats(self, other: Validation) -> bool:
-        """Whether this look is better: by the metric, or by the loss where the metric's difference is within its own noise.
+        """Whether this look is better: by the metric, or by the error where the metric's difference is within its own noise.
 
         The noise is one standard error of the difference on the same items: a handful of generated answers cannot rank two
         checkpoints that are close, and the loss, which sees every token, can.
         """
-        return self.loss < other.loss if self.is_level_with(other) else self.metric > other.metric
+        return self.error < other.error if self.is_level_with(other) else self.metric > other.metric
 
     def is_level_with(self, other: Validation) -> bool:
         """Whether the metrics differ by no more than one standard error of their difference on the same items."""
@@ -60,8 +72,8 @@ class Validation:
 
     @property
     def value(self) -> float:
-        """The metric as a number by which any two looks are ranked: the loss decides where the metrics are equal."""
-        return self.metric + (TIE * math.exp(-self.loss) if math.isfinite(self.loss) else 0.0)
+        """The metric as a number by which any two looks are ranked: the error decides where the metrics are equal."""
+        return self.metric + (TIE * math.exp(-self.error) if math.isfinite(self.error) else 0.0)
 
 
 Judge = Callable[[Sequence[Validation]], str | None]  # of all looks so far; a text ends the training, and says why
@@ -152,7 +164,7 @@ class Validate:
 class Save:
     """Saves every so many steps, or about once a minute where `every` is None; at each best validation; and when told to.
 
-    ladder: whose rung is saved too, so that a run goes on from there.
+    ladder: whose rung is saved too, so that a run goes on from there. average: whose weights are those of the checkpoint.
     """
 
     store: Store
@@ -162,6 +174,7 @@ class Save:
     every: int | None = None
     interval: float = 60.0
     ladder: Ladder | None = None
+    average: Average = field(default_factory=lambda: Average({}, 0.0))
     saved: int = -1
     _last: float = field(default_factory=time.monotonic)
 
@@ -186,8 +199,9 @@ class Save:
             "ladder": self.ladder.state_dict() if self.ladder else None,
         }
         best = self.validate.best
-        checkpoint = Checkpoint(dict(self.optim.parameters), self.optim.state_tensors(), state)
-        self.store.save(checkpoint, step, best=best.step if best else None)
+        with self.average.held() as iterates:
+            checkpoint = Checkpoint(dict(self.optim.parameters), self.optim.state_tensors() | iterates, state)
+            self.store.save(checkpoint, step, best=best.step if best else None)
         self.saved, self._last = step, time.monotonic()
 
 

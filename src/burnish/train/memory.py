@@ -47,6 +47,7 @@ class Settings:
     in_backward: whether each parameter is updated within the backward pass, so that its gradient can go at once. graph: whether passes
     and updates are recorded as CUDA graphs, for models whose kernels the host cannot launch as fast as they run. one_row: whether a
     micro-batch is a single packed row, which attention by edges allows; else rows are as long as the longest sequence may be.
+    average: whether an average of the trained weights stands beside them.
     recomputable: whether activations may be computed again at all.
     """
 
@@ -63,6 +64,7 @@ class Settings:
     in_backward: bool = False
     graph: bool = False
     one_row: bool = False
+    average: bool = False
     recomputable: bool = True
 
 
@@ -181,6 +183,8 @@ def predict(
         "one layer or head": int(max(head, tokens * layer_bytes(shape, settings)) + scratch_bytes(shape, settings)),
         "runtime": int(RUNTIME_BYTES[device]),
     }
+    if settings.average:
+        parts["average"] = shape.trained * 4
     if settings.graph:
         parts["recordings"] = activations  # beside those of the calls before
     return parts | {"total": sum(parts.values())}

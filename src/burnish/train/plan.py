@@ -70,6 +70,7 @@ class Plan:
     in_backward: bool
     graph: bool
     one_row: bool
+    average: bool
     recomputable: bool
     compile: bool
     parameters: int

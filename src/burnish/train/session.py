@@ -20,6 +20,7 @@ from burnish.model.net import Net
 from burnish.model.sample import Sampler
 from burnish.progress import Progress, as_time
 from burnish.recipe import Train
+from burnish.train.average import ITERATE, Average
 from burnish.train.checkpoint import Store, set_random_state
 from burnish.train.hooks import Judge, Record, Save, StopSignal, Validate, Validation
 from burnish.train.ladder import Ladder
@@ -57,7 +58,10 @@ class Session:
         record = Record(metrics, trackers, Ticker(self.progress))
         validate = self._validation(record)
         every = None if self.settings.save_every == "auto" else self.settings.save_every
-        save = Save(self.store, self.optim, self.feed.state_dict, validate, every, ladder=self.ladder)
+        self._average = Average(self.optim.parameters, self.settings.average)
+        save = Save(
+            self.store, self.optim, self.feed.state_dict, validate, every, ladder=self.ladder, average=self._average
+        )
         self._resume(validate, save, record)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # what the try-out took is not what the training takes
@@ -77,7 +81,7 @@ class Session:
             validate.look(self.optim.steps)
             if validate.best:
                 save.now()  # no later weights may be better than the first
-            hooks: list[Hook] = [record, validate, save, self.stop]
+            hooks: list[Hook] = [self._average, record, validate, save, self.stop]
             passes = self._passes()
             reason = validate.reason_to_stop or fit(
                 self.net, self.tasks, self.feed, self.optim, hooks, self.ladder, passes
@@ -108,7 +112,9 @@ class Session:
         load_trained(self.net, checkpoint.weights)
         if self.ladder and checkpoint.state["ladder"]:
             self.ladder.load_state_dict(checkpoint.state["ladder"])
-        self.optim.load_state_tensors(checkpoint.optimizer, checkpoint.state["steps"])
+        self._average.restore(checkpoint.optimizer)
+        moments = {name: value for name, value in checkpoint.optimizer.items() if not name.endswith(f"/{ITERATE}")}
+        self.optim.load_state_tensors(moments, checkpoint.state["steps"])
         self.feed.load_state_dict(checkpoint.state["position"])
         set_random_state(checkpoint.state["random"])
         validate.history = [Validation(**seen) for seen in checkpoint.state["validations"]]
@@ -127,7 +133,8 @@ class Session:
         return Validate(lambda step: self._look(step, record), frozenset(due), self.settings.patience, judge=self.judge)
 
     def _look(self, step: int, record: Record) -> Validation:
-        with self.stop.held(hold=False):  # nothing changes here, so a signal need not wait
+        # Nothing changes here, so a signal need not wait.
+        with self._average.held(), self.stop.held(hold=False):
             count = len(self.exam.items)
             sitting = self.exam.sit(
                 self.net,
@@ -138,7 +145,9 @@ class Session:
         scores = [score[self.exam.item_metric] for score in sitting.scores]
         answers = sitting.answers[:FIXED_PROMPTS]
         tasks = self.exam.by_task(sitting)
-        found = Validation(step, sitting.loss, figures[self.exam.metric], figures, answers, scores, tasks)
+        found = Validation(
+            step, sitting.loss, figures[self.exam.metric], figures, answers, scores, tasks, sitting.brier
+        )
         record.write(
             step, {"validation_loss": found.loss, **{f"validation_{name}": value for name, value in figures.items()}}
         )

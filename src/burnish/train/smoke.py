@@ -75,6 +75,7 @@ def smoke(
     try:
         difference = max(_head_difference(net, tasks, task, rows) for task, rows in groups.items())
         tokens = _longest_step(net, tasks, longest, ladder)
+        release()  # the moments of an optimiser that is done with: it refers to itself, so they would stay until Python looks
         optim = _optimizer(net, rate * 2, ladder)
         first, last, steps = _learn_by_heart(net, by_heart or tasks, groups, optim, enough)
         with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +86,7 @@ def smoke(
                 parameter.copy_(before[name])
         net.zero_grad(set_to_none=True)
         set_random_state(random)
+        release()
     masks = [chats[task].show(_shortest(rows)[0][0]) for task, rows in groups.items()]
     return SmokeReport(tokens, first, last, steps, difference, "\n".join(masks))
 

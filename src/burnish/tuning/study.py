@@ -116,7 +116,7 @@ class Search:
 
     @property
     def best(self) -> FrozenTrial | None:
-        """The trial with the best metric; of those whose metric is within its noise, and not below the default's, the one of least loss."""
+        """The trial with the best metric; of those within its noise, and not below the default's, the one of least error."""
         ended = self.ended()
         if not ended:
             return None
@@ -124,7 +124,7 @@ class Search:
         floor = look_of(self.default).metric if self.default else -math.inf
         level = [one for one in ended if one is top or _level(look_of(one), look_of(top))]
         able = [one for one in level if look_of(one).metric >= floor] or [top]
-        return min(able, key=lambda trial: (look_of(trial).loss, trial.number))
+        return min(able, key=lambda trial: (look_of(trial).error, trial.number))
 
     def values_of(self, trial: FrozenTrial | Trial) -> dict[str, Any]:
         """The recipe's keys that a trial set, a choice as the value that it stands for."""
@@ -310,7 +310,7 @@ def brief(value: Any) -> str:
 
 
 def _kept(look: Validation) -> dict[str, Any]:
-    return {"step": look.step, "loss": look.loss, "metric": look.metric, "scores": look.scores}
+    return {"step": look.step, "loss": look.loss, "metric": look.metric, "scores": look.scores, "brier": look.brier}
 
 
 def _level(one: Validation, other: Validation) -> bool:

@@ -85,6 +85,11 @@ def run_trial(
     run = Run(folder, Progress(quiet=True), Evidence(recipe), folder.name)
     run.parts = {"data": {"dropped": {}}, "task": {}}
     chosen, tokenized = material.chosen, material.tokenized
+    if any(
+        key.split(".")[0] not in LATE for key in changed
+    ):  # such as an option of the loss, which the objective holds
+        own = choose(run, recipe)
+        chosen = replace(chosen, objective=own.objective, mixed=own.mixed)
     if any(key in EARLY or key.split(".")[0] not in LATE for key in changed):
         tokenized = tokenize(run, recipe, chosen, material.open)
     settings = decide(run, recipe, chosen, tokenized)
