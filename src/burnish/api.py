@@ -255,18 +255,21 @@ def merge(
     full: bool = False,
     proof: bool = True,
     seed: int = 0,
+    force: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Merge adapters on one base into a new one, and hold it against each run's own on that run's test rows.
 
     adapters: folders of runs, or of adapters as PEFT saves them. weights: one for each; by default equal ones that add up to 1. method:
     PEFT's combination type; "cat" is the exact weighted sum. density: the share of numbers that TIES and DARE keep. full: write the model
-    with it merged in, too. Returns what `merge.json` holds. Raises CheckpointError for what cannot be combined.
+    with it merged in, too. Returns what `merge.json` holds. Raises CheckpointError for what cannot be combined, and
+    for a run whose verdict is "stop" where `force` is not given.
     """
     from burnish.merging import merge as merge_adapters
     from burnish.progress import Progress
 
     options: dict[str, Any] = {"method": method, "density": density, "full": full, "proof": proof, "seed": seed}
+    options["force"] = force
     given = None if weights is None else list(weights)
     return merge_adapters(list(adapters), Path(out), Progress(quiet=quiet), weights=given, **options)
 

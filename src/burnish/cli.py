@@ -363,6 +363,7 @@ def merge(
     full: Annotated[bool, typer.Option("--full", help="write the model with it merged in, too")] = False,
     proof: Annotated[bool, typer.Option(help="hold it against each run's own adapter on its test rows")] = True,
     seed: Annotated[int, typer.Option(help="of what dare drops")] = 0,
+    force: Force = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -370,7 +371,7 @@ def merge(
     from burnish.merging import as_text
 
     options: dict[str, Any] = {"method": method, "density": density, "full": full, "proof": proof, "seed": seed}
-    found = api.merge(adapters, out, weights=weights or None, quiet=quiet, **options)
+    found = api.merge(adapters, out, weights=weights or None, force=force, quiet=quiet, **options)
     show(found, as_json, f"{as_text(found)}\n  written to {out}")
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from burnish import pipeline
+from burnish.data.dedup import find_matches
 from burnish.data.render import Chat
+from burnish.data.rows import Row
 from burnish.errors import CheckpointError
-from burnish.evaluate.runner import Exam, compare
-from burnish.folder import Run, write_text
+from burnish.evaluate.runner import Exam, Sitting, compare
+from burnish.folder import Run, read_report, write_text
 from burnish.guards import Evidence
 from burnish.model.load import find_model, load_tokenizer
 from burnish.model.net import Net
@@ -19,7 +22,7 @@ from burnish.parts import Chosen, Tokenized
 from burnish.progress import Progress
 from burnish.recipe import Augment, Distill, Recipe, load_recipe
 from burnish.serve.combine import MERGED, Part, check_parts, find_part, keep_merged, load_parts, merge_parts, switch
-from burnish.serve.export import export
+from burnish.serve.export import export, refuse_unless_fit
 from burnish.train import memory
 
 SAID = {1: "better", 0: "as good, as far as the rows can tell", -1: "worse"}  # by the interval of the change
@@ -36,13 +39,18 @@ def merge(
     full: bool = False,
     proof: bool = True,
     seed: int = 0,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write `adapter/` (and `merged/`, with `full`) into a folder, and `merge.json`, which this returns.
 
     weights: of the adapters, in their order; equal ones that add up to 1 by default. proof: let base, each run's own adapter and the
-    combination answer that run's locked test rows; bare adapters have none. Raises CheckpointError for what cannot be combined.
+    combination answer that run's locked test rows; bare adapters have none. Raises CheckpointError for what cannot be combined, and for a
+    run whose verdict is "stop" without `force`.
     """
     parts = [find_part(one) for one in adapters]
+    for part in parts:
+        if part.run:
+            refuse_unless_fit(read_report(part.run), force=force)
     shares = list(weights) if weights else [1 / len(parts)] * len(parts)
     check_parts(parts, shares, method, density)
     if out.exists() and any(out.iterdir()):
@@ -66,7 +74,9 @@ def merge(
         for name, part, record in zip(names, parts, found["parts"], strict=True):
             if part.run is not None:
                 progress.say(f"  {part.run.name}: base, its own adapter and the combination answer its test rows")
-                record["proof"] = _prove(net, name, part, out / "proof" / part.run.name, progress, seed)
+                place = out / "proof" / f"{name}-{part.run.name}"  # two runs may have one name
+                others = [row for other in parts if other is not part for row in _trained(other, progress)]
+                record["proof"] = _prove(net, name, part, others, place, progress, seed)
         switch(model, [MERGED])
     keep_merged(model, names)
     chat = Chat(load_tokenizer(str(parts[0].folder)))
@@ -77,24 +87,52 @@ def merge(
     return found
 
 
-def _prove(net: Net, name: str, part: Part, folder: Path, progress: Progress, seed: int) -> dict[str, Any] | None:
-    """The figures of base, own adapter and combination on a run's test rows, paired; None where it has none."""
+def _trained(part: Part, progress: Progress) -> list[Row]:
+    """The rows that the adapter of a run was trained on, as its folder keeps them; none of a bare adapter."""
+    if part.run is None or not (part.run / "data" / "train.jsonl").is_file():
+        return []
+    return Run(part.run, progress, Evidence(load_recipe(part.run / "recipe.yaml")), part.run.name).read_rows("train")
+
+
+def unseen(exam: Exam, rows: Sequence[Row], trained: Sequence[Row]) -> Exam:
+    """The exam without what another adapter was trained on, or on nearly the same: the combination knows those answers by heart.
+
+    rows: those that the items were made of.
+    """
+    known = {match.held_out.where for match in find_matches(trained, rows) if match.kind != "near"}
+    return replace(exam, items=[item for item in exam.items if item.where not in known])
+
+
+def _prove(
+    net: Net, name: str, part: Part, others: Sequence[Row], folder: Path, progress: Progress, seed: int
+) -> dict[str, Any] | None:
+    """The figures of base, own adapter and combination on a run's test rows, paired; None where it has none.
+
+    others: what the other adapters were trained on, of which no row proves anything.
+    """
     assert part.run is not None
     chosen, tokenized, exam = _exam_of(part.run, folder, progress)
+    asked = len(exam.items)
+    exam = unseen(exam, tokenized.test.rows, others)
     if not exam.items:
+        if asked:
+            progress.say(f"  all {asked} test rows are among what another adapter was trained on: nothing is proven")
         return None
     sampler = pipeline.sampler_of(chosen, net, tokenized)
-    sittings = []
-    for active in ([], [name], [MERGED]):
+
+    def sit(active: list[str]) -> Sitting:
         switch(net.model, active)
-        sittings.append(exam.sit(net, sampler))
-    base, own, merged = sittings
+        return exam.sit(net, sampler)
+
+    own, merged = sit([name]), sit([MERGED])
+    base = exam.figures(sit([])) if part.head is None else {}  # the base has no head that knows the labels
     change = compare(exam, own, merged, seed=seed)
     low, high = change["ci95"]
     return {
         "metric": change["metric"],
         "n": change["n"],
-        "base": exam.figures(base)[change["metric"]],
+        "known": asked - len(exam.items),
+        "base": base.get(change["metric"]),
         "own": change["base"],
         "merged": change["tuned"],
         "delta": change["delta"],
@@ -119,6 +157,10 @@ def _as_it_was(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": data, "distill": Distill()})
 
 
+def _without(one: dict[str, Any]) -> str:
+    return f" (without {one['known']} that another adapter was trained on)" if one.get("known") else ""
+
+
 def as_text(found: dict[str, Any]) -> str:
     """What a person wants to know of a merge."""
     lines = [f"{found['method']} of {len(found['parts'])} adapters, rank {found['rank']}"]
@@ -126,8 +168,9 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(f"  {part['weight']:g} x {part['folder']} (rank {part['rank']})")
         if one := part.get("proof"):
             low, high = one["ci95"]
+            base = "" if one["base"] is None else f"base {one['base']:.3f}, "
             lines.append(
-                f"    {one['metric']} on its {one['n']} test rows: base {one['base']:.3f}, its own adapter {one['own']:.3f}, merged "
+                f"    {one['metric']} on its {one['n']} test rows{_without(one)}: {base}its own adapter {one['own']:.3f}, merged "
                 f"{one['merged']:.3f}: {one['said']} ({one['delta']:+.3f}, 95% {low:+.3f} to {high:+.3f})"
             )
     return "\n".join([*lines, f"  log-probabilities of the files within {found['parity']['largest_difference']:.1e}"])

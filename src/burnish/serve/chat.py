@@ -30,6 +30,7 @@ class Conversation:
 
     def __init__(self, folder: str | Path, report: dict[str, Any]) -> None:
         folder = Path(folder)
+        self.report = report
         self.model = load_run(folder, report)
         self.tokenizer = load_tokenizer(str(folder / "adapter" if (folder / "adapter").is_dir() else folder / "merged"))
         self.chat = chat_of(report, self.tokenizer)
@@ -43,8 +44,15 @@ class Conversation:
         self.adapters.add(name, folder)
 
     def use(self, *names: str) -> None:
-        """Answer with these adapters: "own" is the run's; several are stacked, what they add is added up; "base" is none of them."""
+        """Answer with these adapters: "own" is the run's; several are stacked, what they add is added up; "base" is none of them.
+
+        The system prompt becomes that of the first one's run, where it came from a run.
+        """
         self.adapters.use(*names)
+        report = self.adapters.reports.get(next(iter(names), ""), self.report)
+        self.chat = chat_of(report, self.tokenizer)
+        held = report["task"].get("constrained")
+        self.constraint = Constraint(held) if held else None
 
     def say(self, text: str, *, max_new_tokens: int = 256) -> str:
         """The model's answer to the next thing said; both are remembered."""
@@ -59,8 +67,11 @@ class Conversation:
         for line in lines:
             if line.strip() == "/new":
                 self.turns = ()
-            elif line.startswith("/use "):
-                self.use(*line.removeprefix("/use ").strip().split("+"))
+            elif line.split()[:1] == ["/use"]:
+                try:
+                    self.use(*line.strip().removeprefix("/use").strip().split("+"))
+                except CheckpointError as error:  # a slip of the fingers does not end the conversation
+                    yield f"({error.found}; expected {error.expected})"
             elif line.strip():
                 yield self.say(line.strip())
 

@@ -6,9 +6,10 @@ What is combined are PEFT's adapters of LoRA's kind, by PEFT's own functions. So
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
-from burnish.model.load import find_model, load_model, quiet
+from burnish.model.load import Head, find_model, load_model, quiet
 
 OWN, BASE = "own", "base"
 OWN_IN_PEFT = "default"
@@ -41,12 +42,15 @@ EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 
 @dataclass(frozen=True)
 class Part:
-    """An adapter to combine. run: the run that it came from, None for a bare adapter. said: its adapter_config.json."""
+    """An adapter to combine. run: the run that it came from, None for a bare adapter. said: its adapter_config.json. head: what its score
+    head stands for, None where it writes.
+    """
 
     folder: Path
     run: Path | None
     said: dict[str, Any]
     source: str  # the base model
+    head: Head | None = None
 
     @property
     def rank(self) -> int:
@@ -64,7 +68,7 @@ def find_part(given: str | Path) -> Part:
             where=str(given),
             expected="the folder of a run with adapter/, or of an adapter as PEFT saves it",
         )
-    said = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+    said = _read(place / "adapter_config.json")
     kind = str(said.get("peft_type", "")).lower()
     if kind != "lora" or said.get("use_dora"):
         raise CheckpointError(
@@ -72,15 +76,54 @@ def find_part(given: str | Path) -> Part:
             where=str(given),
             expected="one that adds a product of two small matrices: lora, rslora, pissa or loftq",
         )
-    if (place / "head.json").is_file():
+    source = read_report(run)["model"]["source"] if run else str(said.get("base_model_name_or_path") or "")
+    return Part(place, run, said, source, _head_in(place))
+
+
+def _head_in(place: Path) -> Head | None:
+    """The score head that an export wrote beside its adapter. Raises CheckpointError for one that cannot be averaged."""
+    if not (place / "head.json").is_file():
+        return None
+    if not (place / "calibration.json").is_file():
         raise CheckpointError(
-            "it has a score head, and heads cannot be added up",
-            where=str(given),
-            expected="adapters of models that write",
+            "it has a score head, and nothing says what that stands for",
+            where=str(place),
+            expected="calibration.json beside head.json",
+            hint="burnish export RUN -o FOLDER   writes both",
+        )
+    try:
+        head = Head.restored(_read(place / "calibration.json"))
+    except TypeError as error:
+        raise CheckpointError(f"it is no score head: {error}", where=str(place / "calibration.json")) from error
+    if head.beside:
+        raise CheckpointError(
+            "it has a score head beside the vocabulary's, which PEFT does not know of",
+            where=str(place),
+            expected="adapters of models that write, or that score alone",
             hint="tasks: ...   tunes one model for several tasks",
         )
-    source = read_report(run)["model"]["source"] if run else str(said.get("base_model_name_or_path") or "")
-    return Part(place, run, said, source)
+    return head
+
+
+def _stands_for(head: Head | None) -> str:
+    """What two score heads must share for their mean to mean the same."""
+    if head is None:
+        return "no score head: it writes"
+    if head.kind == "regress":
+        return f"a score head for numbers around {head.mean:.6g} by {head.spread:.6g}"
+    return f"a score head ({head.kind}) for {', '.join(head.labels)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        return found
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"it cannot be read: {error}", where=str(path), expected="what PEFT saves beside an adapter"
+        ) from error
 
 
 def check_parts(parts: Sequence[Part], weights: Sequence[float], method: str, density: float | None) -> None:
@@ -106,6 +149,13 @@ def check_parts(parts: Sequence[Part], weights: Sequence[float], method: str, de
         expected = "above 0 and at most 1" if sparse else f"nothing: {method} keeps all numbers"
         raise CheckpointError(f"found {density}", where="--density", expected=expected)
     check_same_base(parts)
+    for part in parts[1:]:
+        if _stands_for(part.head) != _stands_for(parts[0].head):
+            raise CheckpointError(
+                f"it has {_stands_for(part.head)}",
+                where=str(part.folder),
+                expected=f"the same as the first, which has {_stands_for(parts[0].head)}",
+            )
     if method in EQUAL_RANKS and len({part.rank for part in parts}) > 1:
         raise CheckpointError(
             f"the ranks are {', '.join(str(part.rank) for part in parts)}",
@@ -137,7 +187,7 @@ def load_parts(parts: Sequence[Part], names: Sequence[str]) -> Any:
     from peft import PeftModel
 
     with quiet():
-        base = load_model(find_model(parts[0].source), dtype=torch.float32)
+        base = load_model(find_model(parts[0].source), dtype=torch.float32, head=parts[0].head)
         model: Any = PeftModel.from_pretrained(base, str(parts[0].folder), adapter_name=names[0])
         for part, name in zip(parts[1:], names[1:], strict=True):
             model.load_adapter(str(part.folder), adapter_name=name)
@@ -158,16 +208,57 @@ def switch(model: Any, names: Sequence[str]) -> None:
 def merge_parts(
     model: Any, names: Sequence[str], weights: Sequence[float], method: str, density: float | None, seed: int
 ) -> None:
-    """Put the combination of adapters beside them, under the name MERGED, and switch it on. seed: of what DARE drops."""
-    for name in names:  # the scale of each is known by now; that of the combination is 1, whatever its rank
-        model.peft_config[name].use_rslora = False
+    """Put the combination of adapters beside them, under the name MERGED, and switch it on. seed: of what DARE drops.
+
+    Score heads of the same labels become their mean by the weights.
+    """
+    for name in names:
+        _name_layers(model, name)
+    from peft.utils import ModulesToSaveWrapper
+
     options = {} if density is None else {"density": density}
-    with quiet(), torch.random.fork_rng():
+    heads = [part for part in model.modules() if isinstance(part, ModulesToSaveWrapper)]
+    with quiet(), _apart(heads, names[1:]), torch.random.fork_rng():
         torch.manual_seed(seed)
         model.base_model.add_weighted_adapter(
             list(names), list(weights), adapter_name=MERGED, combination_type=method, **options
         )
+    for head in heads:
+        _average(head.modules_to_save, names, weights)
     switch(model, [MERGED])
+
+
+@contextlib.contextmanager
+def _apart(heads: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
+    """Without these adapters' heads: PEFT combines no adapters that have one each."""
+    taken = [(head.modules_to_save, name, head.modules_to_save.pop(name)) for head in heads for name in names]
+    try:
+        yield
+    finally:
+        for kept, name, module in taken:
+            kept[name] = module
+
+
+@torch.no_grad()
+def _average(heads: Any, names: Sequence[str], weights: Sequence[float]) -> None:
+    """Let the head of MERGED be the mean of the others by their weights; plainly where those add up to nothing."""
+    total = sum(weights)
+    shares = [weight / total for weight in weights] if total else [1 / len(names)] * len(names)
+    for own, value in heads[MERGED].named_parameters():
+        value.copy_(sum(share * heads[name].get_parameter(own) for name, share in zip(names, shares, strict=True)))
+
+
+def _name_layers(model: Any, name: str) -> None:
+    """Let an adapter's configuration say just where it stands, since PEFT takes the combination's from the first of them.
+
+    Its frozen layers would be left out of the combination, whatever the others add there, and rsLoRA would scale it once more.
+    """
+    config = model.peft_config[name]
+    config.target_modules = {
+        where for where, layer in model.get_base_model().named_modules() if name in getattr(layer, "lora_A", ())
+    }
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    config.use_rslora = False  # the scale of each is known by now; that of the combination is 1, whatever its rank
 
 
 def keep_merged(model: Any, names: Sequence[str]) -> None:
@@ -183,6 +274,7 @@ class Adapters:
     def __init__(self, run: Path, model: Any) -> None:
         self.run, self.model = run, model
         self.names = {OWN: OWN_IN_PEFT}
+        self.reports: dict[str, dict[str, Any]] = {}  # of the runs that further adapters came from
 
     def add(self, name: str, folder: str | Path) -> None:
         """Load another one on the same base. Raises CheckpointError for a name that is taken, or what cannot stand beside the run's own."""
@@ -193,10 +285,14 @@ class Adapters:
                 expected=f"a word of its own, other than {', '.join([*self.names, BASE])}",
             )
         check_same_base([find_part(self.run), part := find_part(folder)])
+        if part.head:
+            raise CheckpointError(f"it has {_stands_for(part.head)}", where=str(folder), expected="a model that writes")
         with quiet():
             self.model.load_adapter(str(part.folder), adapter_name=name)
         self.model.eval()
         self.names[name] = name
+        if part.run:
+            self.reports[name] = read_report(part.run)
 
     def use(self, *names: str) -> None:
         """Let these count; "base" alone is the model without any. Raises CheckpointError for one that was not loaded."""
