@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from burnish.core import Outputs, Seq, pack
-from burnish.joint import Sliced
+from burnish.joint import Sliced, by_heart
 from burnish.model.load import Head, load_model
 from burnish.model.net import Net
 from burnish.objectives import make_objective
@@ -94,3 +94,11 @@ def test_a_head_beside_the_vocabulary_s_leaves_what_is_written_as_it_was(net, ma
         both, plain = net()(batch, frozenset({"logp", "score"})), Net(make_model())(batch, frozenset({"logp"}))
     torch.testing.assert_close(both.logp, plain.logp)
     assert both.score.shape == (6, 4)
+
+
+def test_rows_are_learnt_by_heart_without_a_smoothing_that_keeps_the_loss_up():
+    smoothed = make_objective("classify", {"label_smoothing": 0.3, "focal_gamma": 1.0})
+    assert by_heart(smoothed) == make_objective("classify", {"focal_gamma": 1.0})
+    part = by_heart(Sliced(smoothed, 2, 5))
+    assert (part.inner, part.start, part.stop) == (make_objective("classify", {"focal_gamma": 1.0}), 2, 5)
+    assert by_heart(make_objective("regress")) == make_objective("regress")

@@ -38,6 +38,7 @@ from burnish.guards import Evidence, check_all
 from burnish.joint import (
     against_alone,
     augmented,
+    by_heart,
     check_alone,
     described,
     exams_of,
@@ -296,7 +297,7 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
             check_streams(tasks, longest)
             groups = {name: part.train.groups for name, part in tokenized.tasks.items()}
             chats = {name: part.chat for name, part in tokenized.tasks.items()}
-            learnt_by = {name: (distillation.by_heart(one), weight) for name, (one, weight) in tasks.items()}
+            learnt_by = {name: (by_heart(one), weight) for name, (one, weight) in tasks.items()}
             rate, method = settings.learning_rate, recipe.adapter.method
             if recipe.adapter.start:  # what is half known already, often at a low rate, takes long to be known by heart
                 hidden = chosen.config.get_text_config().hidden_size

@@ -121,6 +121,18 @@ def test_memory_is_the_sum_of_its_parts(small):
     assert parts.pop("total") == sum(parts.values())
 
 
+def test_graphs_hold_memory_in_reserve_beside_the_peak(small):
+    plain, recorded = (predict(small, replace(CARD, graph=graph), 512, split=True) for graph in (False, True))
+    assert recorded["total"] == plain["total"] == memory.needed(plain)
+    assert memory.needed(recorded) == recorded["total"] + recorded["activations"]
+
+
+def test_the_recorded_peak_of_1b_in_fp8_is_the_measured_one():
+    shape = make_shape(ONE, heads=32, keys=8, tied=True)
+    recorded = predict(shape, replace(CARD, precision="fp8", graph=True), 16384, split=False)
+    assert recorded["total"] / GIB == pytest.approx(21.39, rel=0.05)
+
+
 def test_full_fine_tuning_needs_sixteen_bytes_a_parameter():
     shape = make_shape(adapter=FULL)
     parts = predict(shape, PLAIN, 512, split=True)

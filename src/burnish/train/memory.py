@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -170,7 +171,8 @@ def predict(
 
     tokens: of its largest micro-batch, padding with them; trained: how many of them are trained, all where it is None. split: whether a
     step has several micro-batches, so that gradients outlive them.
-    On an accelerator `total` stands for torch.cuda.max_memory_allocated, on the CPU for the resident size.
+    On an accelerator `total` stands for torch.cuda.max_memory_allocated, on the CPU for the resident size. `recordings`, beside it, is
+    what the pool of CUDA graphs keeps of the card though nothing is allocated there any more: activations of steps of every shape.
     """
     device = torch.device(settings.device).type
     activations = int(tokens * kept_bytes(shape, settings))
@@ -185,9 +187,13 @@ def predict(
     }
     if settings.average:
         parts["average"] = shape.trained * 4
-    if settings.graph:
-        parts["recordings"] = activations  # beside those of the calls before
-    return parts | {"total": sum(parts.values())}
+    total = sum(parts.values())
+    return parts | {"total": total} | ({"recordings": activations} if settings.graph else {})
+
+
+def needed(parts: Mapping[str, int]) -> int:
+    """Bytes that must be free for what `predict` gave: the peak, and what recordings hold in reserve beside it."""
+    return parts["total"] + parts.get("recordings", 0)
 
 
 def weight_bytes(shape: Shape, settings: Settings) -> float:

@@ -233,7 +233,7 @@ def _teacher_bytes(settings: Settings, work: Workload) -> int:
 
 
 def _total(shape: Shape, settings: Settings, work: Workload) -> int:
-    return _memory(shape, settings, work)["total"]
+    return memory.needed(_memory(shape, settings, work))
 
 
 def _seconds(shape: Shape, settings: Settings, work: Workload) -> float:
@@ -253,7 +253,7 @@ def make_plan(recipe: Recipe, config: PretrainedConfig, model: nn.Module, work: 
     room = memory.room(device, limit)
     machine = speed.measure(device, settings.precision, shape.hidden, shape.mlp)
     rate = 1 / _seconds(shape, settings, work)
-    fits = parts["total"] <= room
+    fits = memory.needed(parts) <= room
     passes = 1.0 if recipe.adapter.method == "head" else settings.steps * settings.batch_size / work.rows
     trained_for = work.tokens * passes / rate
     return Plan(
@@ -285,9 +285,8 @@ def _what_would_fit(recipe: Recipe, shape: Shape, work: Workload, settings: Sett
     """The first thing to type that makes the plan fit; in words where nothing here would."""
 
     def fits(tokens: int, **changes: Any) -> bool:
-        return memory.predict(shape, replace(settings, **changes), tokens, split=True)[
-            "total"
-        ] <= room - _teacher_bytes(settings, work)
+        parts = memory.predict(shape, replace(settings, **changes), tokens, split=True)
+        return memory.needed(parts) <= room - _teacher_bytes(settings, work)
 
     most, _ = work.at_once(settings.micro_tokens)
     if settings.recompute not in ("all", "offload") and fits(most, recompute="all"):
