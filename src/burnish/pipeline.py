@@ -81,7 +81,8 @@ from burnish.parts import (
 from burnish.progress import Progress, as_time
 from burnish.recipe import Recipe
 from burnish.rewriter import asking_nobody
-from burnish.serve.export import export, try_adapter, write_card
+from burnish.serve.card import write_card
+from burnish.serve.export import export, try_adapter
 from burnish.train import memory
 from burnish.train.checkpoint import Store
 from burnish.train.hooks import Judge, StopSignal

@@ -16,8 +16,9 @@ from burnish.model.constrained import Constraint
 from burnish.model.load import load_tokenizer
 from burnish.model.sample import Sampler
 from burnish.model.scores import number, probabilities
+from burnish.serve.card import read_head
 from burnish.serve.combine import Adapters
-from burnish.serve.export import chat_of, load_run, read_head
+from burnish.serve.export import chat_of, load_run
 
 
 def open_run(folder: str | Path, report: dict[str, Any]) -> Conversation | Classifier:
