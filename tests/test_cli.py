@@ -111,6 +111,7 @@ def test_the_verbs_are_those_that_exist():
         "fewshot",
         "chat",
         "export",
+        "merge",
         "runs",
     }
 

@@ -85,7 +85,7 @@ def test_a_head_of_each_kind_learns_its_task(finished):
     evaluation = report["evaluation"]
     assert evaluation["metric"] == {"multilabel": "micro_f1", "regress": "closeness", "tag": "span_f1"}[kind]
     assert evaluation["tuned"] > evaluation["base"]
-    assert evaluation["tuned"] > 0.7
+    assert evaluation["tuned"] > 0.6
 
 
 def test_the_report_tells_each_class_or_the_error(finished):

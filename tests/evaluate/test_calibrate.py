@@ -58,6 +58,16 @@ def test_several_labels_have_a_temperature_and_a_threshold_each():
     assert all(0.2 < one < 0.5 for one in head.thresholds)  # for F1 below one half (Lipton et al. 2014)
 
 
+def test_a_handful_of_items_moves_no_threshold():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(60, 3)) - 1
+    wanted = np.zeros((60, 3))
+    wanted[:9, 0], wanted[:11, 1], wanted[:51, 2] = 1, 1, 1
+    thresholds = calibrated(SEVERAL, scores, wanted).thresholds
+    assert (thresholds[0], thresholds[2]) == (0.5, 0.5)
+    assert thresholds[1] != 0.5
+
+
 def test_the_threshold_is_the_one_of_the_highest_f1():
     found, wanted = np.array([0.1, 0.2, 0.3, 0.9]), np.array([0, 1, 1, 1])
     assert 0.1 < best_threshold(found, wanted) <= 0.2

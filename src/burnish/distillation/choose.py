@@ -124,12 +124,12 @@ def find_guide(recipe: Recipe, tokenizer: Any) -> Guide | None:
 def _endpoint_guide(recipe: Recipe) -> Guide:
     distill = recipe.distill
     if recipe.objective == "classify" or distill.on == "samples":
-        what = "scores classes" if recipe.objective == "classify" else "judges the student's samples"
+        scores = recipe.objective == "classify"
         raise RecipeError(
-            f"no endpoint {what}",
+            f"no endpoint {'scores classes' if scores else 'judges the samples of a student'}",
             where="distill.teacher",
-            expected="a model on this machine",
-            hint="distill: {on: answers}",
+            expected="a model on this machine, or a student that learns from what the endpoint writes",
+            hint="--set objective=sft --on answers   lets it write the labels" if scores else "--on answers",
         )
     if not distill.endpoint_model:
         raise RecipeError(

@@ -13,10 +13,13 @@ from burnish.model.scores import probabilities
 
 BINS = 15  # as in Guo et al. 2017
 COLDEST, HOTTEST = 0.05, 20.0
+ENOUGH = (
+    10  # items that have a label, and that have it not, from which on a threshold other than one half is chosen by them
+)
 
 
 def calibrated(head: Head, scores: np.ndarray, wanted: np.ndarray) -> Head:
-    """The head with the temperature and thresholds that fit validation items best.
+    """The head with the temperature and thresholds that fit validation items best; one half for a label that too few of them tell of.
 
     scores: (N,C). wanted: (N,) classes, or (N,C) of 1 and 0 for several labels. One temperature for all classes leaves every ranking
     as it is (Guo et al. 2017, arXiv 1706.04599, section 4.2).
@@ -24,7 +27,8 @@ def calibrated(head: Head, scores: np.ndarray, wanted: np.ndarray) -> Head:
     head = replace(head, temperature=fit_temperature(head, scores, wanted))
     if head.kind == "multilabel":
         found = probabilities(head, scores)
-        chosen = [best_threshold(found[:, number], wanted[:, number]) for number in range(found.shape[1])]
+        told = np.minimum(wanted.sum(0), (1 - wanted).sum(0)) >= ENOUGH  # (C,)
+        chosen = [best_threshold(found[:, n], wanted[:, n]) if told[n] else 0.5 for n in range(found.shape[1])]
         return replace(head, thresholds=tuple(chosen))
     return head
 

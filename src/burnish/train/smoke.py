@@ -76,8 +76,7 @@ def smoke(
         difference = max(_head_difference(net, tasks, task, rows) for task, rows in groups.items())
         tokens = _longest_step(net, tasks, longest, ladder)
         release()  # the moments of an optimiser that is done with: it refers to itself, so they would stay until Python looks
-        optim = _optimizer(net, rate * 2, ladder)
-        first, last, steps = _learn_by_heart(net, by_heart or tasks, groups, optim, enough)
+        first, last, steps = _learn_by_heart(net, by_heart or tasks, groups, _optimizer(net, rate * 2, ladder), enough)
         with tempfile.TemporaryDirectory() as folder:
             export(net.model, Path(folder))
     finally:
