@@ -123,7 +123,7 @@ def two_runs(model_folder, tmp_path):
 def test_a_merge_is_held_against_each_run_on_its_own_test_rows(two_runs, tmp_path):
     before = (two_runs[0] / "report.json").read_text()
     found = burnish.merge(two_runs, tmp_path / "out", weights=[1.0, 0.0], quiet=True)
-    first, second = (part["proof"] for part in found["parts"])
+    first, second = (part["proof"]["main"] for part in found["parts"])
     assert (first["n"], second["n"]) == (12, 12)
     assert first["own"] == first["merged"] > 0.9
     assert first["said"].startswith("as good")
@@ -131,6 +131,26 @@ def test_a_merge_is_held_against_each_run_on_its_own_test_rows(two_runs, tmp_pat
     assert second["said"] == "worse"
     assert first["base"] < 0.5
     assert (two_runs[0] / "report.json").read_text() == before
+
+
+def test_a_run_of_several_tasks_is_proven_task_by_task(two_runs, model_folder, tmp_path):
+    held_out = {"validation": 6, "test": 12}
+    tasks = {
+        answer: {
+            "data": {"train": str(tmp_path / f"{answer}.jsonl"), **held_out},
+            "task": {"kind": "generate", "goal": f"Say {answer}, please."},
+        }
+        for answer in ("ok", "yes")
+    }
+    write_rows(tmp_path / "yes.jsonl", [{"prompt": f"{n} {n}", "completion": "yes"} for n in range(60)])
+    values = recipe_of(model_folder(), "", tasks=tasks)
+    both = {key: value for key, value in values.items() if key not in ("data", "task")}
+    burnish.run(both, out=tmp_path / "both", quiet=True)
+    found = burnish.merge([two_runs[1], tmp_path / "both"], tmp_path / "out", quiet=True, force=True)
+    alone, several = (part["proof"] for part in found["parts"])
+    assert (set(alone), set(several)) == ({"main"}, {"ok", "yes"})
+    assert {one["n"] for one in [*alone.values(), *several.values()]} == {12}
+    assert all(one["own"] > 0.9 for one in several.values())
 
 
 def test_a_conversation_switches_and_stacks_adapters(two_runs):

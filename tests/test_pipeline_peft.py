@@ -142,3 +142,11 @@ def test_sizes_and_targets_that_the_model_does_not_have_are_refused(adapter, whe
         burnish.plan(recipe("lora") | {"adapter": adapter})
     assert caught.value.where == where
     assert caught.value.expected
+
+
+@pytest.mark.parametrize(("method", "asked", "other"), [("prompt", "merged", "adapter"), ("full", "adapter", "merged")])
+def test_files_that_a_method_has_none_of_are_refused_at_once(method, asked, other, recipe):
+    with pytest.raises(RecipeError) as caught:
+        burnish.plan(recipe(method) | {"deploy": {"export": [asked]}})
+    assert caught.value.where == "deploy.export"
+    assert caught.value.hint == f"--set deploy.export=[{other}]"

@@ -74,3 +74,12 @@ def test_every_figure_of_any_answer_lies_between_0_and_1(kind):
         figures = scorer.score(answer, reference) | scorer.summarize([(answer, reference), (reference, reference)])
         assert all(0 <= value <= 1 for value in figures.values())
         assert scorer.primary in figures
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [(".5", 0.5), ("-.5", -0.5), ("5.", 5.0), ("about 3.25 stars", 3.25), ("none", None)]
+)
+def test_numbers_are_read_as_the_labels_were(text, number):
+    from burnish.scoring_heads import _number
+
+    assert _number(text) == number

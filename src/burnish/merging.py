@@ -14,11 +14,15 @@ from burnish.data.render import Chat
 from burnish.data.rows import Row
 from burnish.errors import CheckpointError
 from burnish.evaluate.runner import Exam, Sitting, compare
+from burnish.evaluate.scored import ScoredExam
+from burnish.evaluate.tasks import JointExam
 from burnish.folder import Run, read_report, write_text
 from burnish.guards import Evidence
+from burnish.joint import place_of
 from burnish.model.load import find_model, load_tokenizer
 from burnish.model.net import Net
-from burnish.parts import Chosen, Tokenized
+from burnish.model.sample import Sampler
+from burnish.parts import TASK, Chosen, Tokenized
 from burnish.progress import Progress
 from burnish.recipe import Augment, Distill, Recipe, load_recipe
 from burnish.serve.combine import MERGED, Part, check_parts, find_part, keep_merged, load_parts, merge_parts, switch
@@ -89,9 +93,12 @@ def merge(
 
 def _trained(part: Part, progress: Progress) -> list[Row]:
     """The rows that the adapter of a run was trained on, as its folder keeps them; none of a bare adapter."""
-    if part.run is None or not (part.run / "data" / "train.jsonl").is_file():
+    if part.run is None:
         return []
-    return Run(part.run, progress, Evidence(load_recipe(part.run / "recipe.yaml")), part.run.name).read_rows("train")
+    recipe = load_recipe(part.run / "recipe.yaml")
+    run = Run(part.run, progress, Evidence(recipe), part.run.name)
+    places = [place_of(name, "train") for name in recipe.each]
+    return [row for place in places if (part.run / "data" / f"{place}.jsonl").is_file() for row in run.read_rows(place)]
 
 
 def unseen(exam: Exam, rows: Sequence[Row], trained: Sequence[Row]) -> Exam:
@@ -105,33 +112,42 @@ def unseen(exam: Exam, rows: Sequence[Row], trained: Sequence[Row]) -> Exam:
 
 def _prove(
     net: Net, name: str, part: Part, others: Sequence[Row], folder: Path, progress: Progress, seed: int
-) -> dict[str, Any] | None:
-    """The figures of base, own adapter and combination on a run's test rows, paired; None where it has none.
+) -> dict[str, Any]:
+    """Task -> the figures of base, own adapter and combination on its test rows, paired; a run of one task has that alone, as TASK.
 
     others: what the other adapters were trained on, of which no row proves anything.
     """
     assert part.run is not None
-    chosen, tokenized, exam = _exam_of(part.run, folder, progress)
-    asked = len(exam.items)
-    exam = unseen(exam, tokenized.test.rows, others)
-    if not exam.items:
-        if asked:
-            progress.say(f"  all {asked} test rows are among what another adapter was trained on: nothing is proven")
-        return None
+    chosen, tokenized, whole = _exam_of(part.run, folder, progress)
+    exams = whole.parts if isinstance(whole, JointExam) else {TASK: whole}
     sampler = pipeline.sampler_of(chosen, net, tokenized)
+    found = {}
+    for task, exam in exams.items():
+        left = unseen(exam, tokenized.tasks[task].test.rows, others)
+        if left.items:
+            known = {"known": len(exam.items) - len(left.items)}
+            found[task] = known | _figures(net, name, part, left, sampler, seed)
+        elif exam.items:
+            progress.say(
+                f"  all {len(exam.items)} test rows are among what another adapter was trained on: nothing is proven"
+            )
+    return found
 
-    def sit(active: list[str]) -> Sitting:
+
+def _figures(net: Net, name: str, part: Part, exam: Exam, sampler: Sampler, seed: int) -> dict[str, Any]:
+    def sit(active: list[str], exam: Exam = exam) -> Sitting:
         switch(net.model, active)
         return exam.sit(net, sampler)
 
-    own, merged = sit([name]), sit([MERGED])
-    base = exam.figures(sit([])) if part.head is None else {}  # the base has no head that knows the labels
+    # An adapter's own head has its temperature and thresholds; the combination has none, and the base no head that knows the labels.
+    calibrated = replace(exam, head=part.head) if part.head and isinstance(exam, ScoredExam) else exam
+    own, merged = sit([name], calibrated), sit([MERGED])
+    base = exam.figures(sit([])) if part.head is None else {}
     change = compare(exam, own, merged, seed=seed)
     low, high = change["ci95"]
     return {
         "metric": change["metric"],
         "n": change["n"],
-        "known": asked - len(exam.items),
         "base": base.get(change["metric"]),
         "own": change["base"],
         "merged": change["tuned"],
@@ -143,7 +159,7 @@ def _prove(
 
 def _exam_of(run: Path, folder: Path, progress: Progress) -> tuple[Chosen, Tokenized, Exam]:
     """The exam of a run's test rows, made again from its recipe as its own steps made it: the same split of the same files."""
-    recipe = _as_it_was(load_recipe(run / "recipe.yaml"))
+    recipe = _as_it_was(load_recipe(run / "recipe.yaml"), read_report(run)["model"]["source"])
     steps = Run(folder, Progress(quiet=True), Evidence(recipe), run.name)
     chosen = pipeline.choose(steps, recipe)
     guarded = pipeline.clean(steps, recipe, chosen)
@@ -151,10 +167,20 @@ def _exam_of(run: Path, folder: Path, progress: Progress) -> tuple[Chosen, Token
     return chosen, tokenized, pipeline.define_metric(steps, recipe, chosen, tokenized, guarded)["test"]
 
 
-def _as_it_was(recipe: Recipe) -> Recipe:
-    """The recipe without what only its training rows had: a teacher, and rows that were generated."""
-    data = recipe.data.model_copy(update={"augment": Augment()})
-    return recipe.model_copy(update={"data": data, "distill": Distill()})
+def _as_it_was(recipe: Recipe, source: str) -> Recipe:
+    """The recipe without what only its training had: a teacher, rows that were generated, an adapter to begin with.
+
+    source: the model that it trained, which may have been cut from a teacher.
+    """
+    changes: dict[str, Any] = {
+        "model": source,
+        "data": recipe.data.model_copy(update={"augment": Augment()}),
+        "distill": Distill(),
+        "adapter": recipe.adapter.model_copy(update={"start": None}),
+    }
+    if recipe.objective == "distill":
+        changes |= {"objective": "sft", "loss": {}}
+    return recipe.model_copy(update=changes)
 
 
 def _without(one: dict[str, Any]) -> str:
@@ -166,11 +192,12 @@ def as_text(found: dict[str, Any]) -> str:
     lines = [f"{found['method']} of {len(found['parts'])} adapters, rank {found['rank']}"]
     for part in found["parts"]:
         lines.append(f"  {part['weight']:g} x {part['folder']} (rank {part['rank']})")
-        if one := part.get("proof"):
+        for task, one in (part.get("proof") or {}).items():
             low, high = one["ci95"]
             base = "" if one["base"] is None else f"base {one['base']:.3f}, "
+            named = "" if task == TASK else f"{task}: "
             lines.append(
-                f"    {one['metric']} on its {one['n']} test rows{_without(one)}: {base}its own adapter {one['own']:.3f}, merged "
+                f"    {named}{one['metric']} on its {one['n']} test rows{_without(one)}: {base}its own adapter {one['own']:.3f}, merged "
                 f"{one['merged']:.3f}: {one['said']} ({one['delta']:+.3f}, 95% {low:+.3f} to {high:+.3f})"
             )
     return "\n".join([*lines, f"  log-probabilities of the files within {found['parity']['largest_difference']:.1e}"])

@@ -295,6 +295,25 @@ def check_head(recipe: Recipe, objective: Objective) -> None:
         )
 
 
+def exports_of(recipe: Recipe) -> list[str]:
+    """What of `deploy.export` there can be of a model that is tuned so."""
+    method = METHODS[recipe.adapter.method]
+    can = {"adapter": method.beside, "merged": method.merges}
+    return [name for name in recipe.deploy.export if can[name]]
+
+
+def check_export(recipe: Recipe) -> None:
+    """Raise RecipeError where files are asked for and none of them can be written."""
+    if recipe.deploy.export and not exports_of(recipe):
+        other = "adapter" if METHODS[recipe.adapter.method].beside else "merged"
+        raise RecipeError(
+            f"the method {recipe.adapter.method} has no {recipe.deploy.export[0]} form",
+            where="deploy.export",
+            expected=other,
+            hint=f"--set deploy.export=[{other}]",
+        )
+
+
 def remember_features(net: Net, tokenized: Tokenized, exam: Exam, row_tokens: int) -> None:
     """Where the body is frozen: compute once what it makes of every text to train on and to validate with."""
     if isinstance(net, CachedBody):

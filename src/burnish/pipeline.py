@@ -66,8 +66,10 @@ from burnish.parts import (
     Trained,
     Tried,
     base_of,
+    check_export,
     check_head,
     constraint_of,
+    exports_of,
     head_of,
     load_net,
     make_feed,
@@ -156,6 +158,7 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
                 if one.adapter.method == "head":
                     check_head(one, objectives[name])
                 files += files_of(one)
+        check_export(recipe)
         constraint = None if recipe.tasks else constraint_of(recipe)
         parts = [(one.name, one.stat()) for one in sorted(Path(source).glob("*"))]
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
@@ -542,9 +545,7 @@ def train_alone(
 def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, trained: Trained) -> None:
     """9: files that load anywhere, held against the model that was evaluated, and a card."""
     with run.step("deploy") as record:
-        method = METHODS[recipe.adapter.method]
-        can = {"adapter": method.beside, "merged": method.merges}
-        wanted = [name for name in recipe.deploy.export if can[name]]
+        wanted = exports_of(recipe)
         key = key_of(trained.key, trained.report["best_step"], wanted, run.parts["model"]["head"])
         kept = run.kept("deploy", key)
         if kept is None or not all((run.folder / name).is_dir() for name in wanted):

@@ -100,9 +100,12 @@ class Regress:
 
 
 def _number(text: str) -> float | None:
-    """The first number in a text."""
-    found = re.search(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", text)
-    number = float(found[0]) if found else math.nan
+    """The first number in a text; of one that is a number all of it, as the labels to learn from are read."""
+    try:
+        number = float(text)
+    except ValueError:
+        found = re.search(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", text)
+        number = float(found[0]) if found else math.nan
     return number if math.isfinite(number) else None
 
 

@@ -73,3 +73,12 @@ def test_remembering_again_replaces_what_was_kept(net):
     net.remember(groups[3:], row_tokens=64)
     assert net.features.shape[0] == 2
     assert [seq.values[FEATURE] for group in groups[3:] for seq in group] == [0.0, 1.0]
+
+
+def test_what_is_remembered_beside_a_row_is_no_label_of_it():
+    from burnish.objectives.multilabel import MultiLabel
+
+    groups = [[Seq([1, 2, 3], [0.0] * 3, y=1.0, values={"label.0": 1.0, "label.1": 0.0})]]
+    before = MultiLabel().count(pack(groups, row_tokens=64))
+    groups[0][0].values[FEATURE] = 0.0
+    assert MultiLabel().count(pack(groups, row_tokens=64)) == before == 2.0

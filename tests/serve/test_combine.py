@@ -133,9 +133,9 @@ def test_rows_that_another_adapter_was_trained_on_are_left_out_of_the_proof(two_
     trained = [{row["prompt"] for row in rows_of(folder, "train")} for folder in folders]
     tested = [{row["prompt"] for row in rows_of(folder, "test")} for folder in folders]
     for part, test, other in zip(found["parts"], tested, reversed(trained), strict=True):
-        assert part["proof"]["known"] == len(test & other)
-        assert part["proof"]["n"] == 12 - len(test & other)
-    known = sum(part["proof"]["known"] for part in found["parts"])
+        assert part["proof"]["main"]["known"] == len(test & other)
+        assert part["proof"]["main"]["n"] == 12 - len(test & other)
+    known = sum(part["proof"]["main"]["known"] for part in found["parts"])
     assert known > 0
     assert "that another adapter was trained on" in as_text(found)
 

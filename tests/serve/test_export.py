@@ -24,6 +24,7 @@ from burnish.serve.export import (
     load_run,
     refuse_unless_fit,
     replay,
+    restore_base,
     try_adapter,
     write_adapter,
     write_card,
@@ -337,3 +338,15 @@ def test_the_card_of_a_run_that_was_not_compared_says_so(tmp_path):
 def test_what_an_earlier_recipe_left_in_the_folder_is_not_this_runs_model(exported):
     with pytest.raises(CheckpointError, match="neither"):
         load_run(exported, REPORT)
+
+
+def test_the_published_digits_come_back_where_there_is_no_adapter(make_classifier, model_folder):
+    model = make_classifier()
+    published = {name: value.clone() for name, value in model.named_parameters()}
+    head = model.score.weight.clone()
+    model.bfloat16().float()
+    restore_base(model, model_folder())
+    for name, value in model.named_parameters():
+        if name != "score.weight":
+            assert torch.equal(value, published[name]), name
+    torch.testing.assert_close(model.score.weight, head, atol=1e-2, rtol=1e-2)

@@ -258,3 +258,13 @@ def test_clipping_reaches_the_gradients_that_are_recorded(make_net, recordings):
     assert float(torch.stack([gradient.norm() for gradient in passes.gradients]).norm()) == pytest.approx(
         1e-3, rel=0.01
     )
+
+
+def test_a_batch_of_which_nothing_is_trained_yet_gives_no_gradient(make_net):
+    net = make_net()
+    parameters = list(trained_parameters(net.model).values())
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    loss, _ = forward_backward(net, SFT, batch_of(LENGTHS[0]), torch.ones(()))
+    assert loss > 0
+    assert all(parameter.grad is None for parameter in parameters)

@@ -89,6 +89,7 @@ def _config_of(model: PreTrainedModel, adapter: Adapter, excluded: str | None) -
     everywhere = adapter.targets == ["all-linear"]
     targets = [] if everywhere else _checked(model, adapter, linear)
     if name == "ia3":
+        targets = targets or sorted(linear)
         inner = [one for one in targets if not _in_attention(model, one)]
         return peft.IA3Config(target_modules=targets, feedforward_modules=inner, exclude_modules=excluded)
     wanted: Any = "all-linear" if everywhere else targets

@@ -47,7 +47,6 @@ class Head:
     """What a score head stands for. It takes the place of the vocabulary's, so such a model names labels and writes nothing.
 
     labels: in the order of their scores. pad: the id of padding, before which transformers looks for a row's last token.
-    labels: in the order of their scores. pad: the id of padding, before which transformers looks for a row's last token.
     seed: of the weights that a new head begins with. beside: it stands beside the vocabulary's, so the model writes too; no class of
     transformers has both, so its weights are kept in a file of their own, HEAD_FILE. kind: one class of a text, any number of them, a
     number, or a class of each word. temperature: what scores are divided by before they become probabilities. thresholds: the

@@ -13,6 +13,7 @@ import torch
 
 from burnish.core import Divergence, Group, pack
 from burnish.errors import ModelError
+from burnish.model.adapters import merge
 from burnish.model.likelihood import evaluating
 from burnish.model.load import Head, find_model, load_config, load_model, on_device, quiet
 from burnish.model.net import Net, Teacher
@@ -44,8 +45,14 @@ def find_teacher(name: str) -> Place:
         return Place(str(folder / "merged"))
     for one in (folder / "adapter", folder):
         if (one / "adapter_config.json").is_file():
-            base = json.loads((one / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-            return Place(find_model(base), str(one))
+            said = json.loads((one / "adapter_config.json").read_text(encoding="utf-8"))
+            if said.get("peft_type") in ("PROMPT_TUNING", "PREFIX_TUNING"):
+                raise ModelError(
+                    "what it learnt are tokens before the others, and a teacher reads the student's rows as they are",
+                    where=name,
+                    expected="a model of another method",
+                )
+            return Place(find_model(said["base_model_name_or_path"]), str(one))
     if (folder / "report.json").is_file():
         raise ModelError(
             "the run has neither merged/ nor adapter/",
@@ -89,7 +96,7 @@ def load_teacher(
             from peft import PeftModel
 
             with quiet():
-                model = PeftModel.from_pretrained(model, place.adapter).merge_and_unload()
+                model = merge(PeftModel.from_pretrained(model, place.adapter))
         return model.to(device)
 
     return frozen_net(on_device(make, device))

@@ -150,12 +150,12 @@ def _check_adapter(start: Start, model: Any, where: str) -> None:
             f"it is an adapter of the method {method}",
             where=where,
             expected=f"one of the method {mine.peft_type.value.lower()}",
-            hint=f"--set adapter.method={method}",
+            hint=f"--set adapter.method={_own_name(start.said)}",
         )
     for name, key in ALIKE.items():
         theirs, ours = start.said.get(name), getattr(mine, name, None)
         if theirs is not None and ours is not None and theirs != ours:
-            value = theirs if key != "adapter.method" else "lora"
+            value = theirs if key != "adapter.method" else _own_name(start.said)
             raise RecipeError(
                 f"it has {name} {theirs}",
                 where=where,
@@ -176,6 +176,14 @@ def _check_adapter(start: Start, model: Any, where: str) -> None:
         )  # fmt: skip
     if wrong := next((name for name in sorted(wanted) if wanted[name] != found[name]), None):
         raise RecipeError(f"{wrong} is {found[wrong]}", where=where, expected=f"{wanted[wrong]}, as in this model")
+
+
+def _own_name(said: Mapping[str, Any]) -> str:
+    """What we call the method of an adapter's configuration."""
+    if said.get("use_dora") or said.get("use_rslora"):
+        return "dora" if said.get("use_dora") else "rslora"
+    kind = str(said.get("peft_type", "")).lower()
+    return {"prompt_tuning": "prompt", "prefix_tuning": "prefix", "ln_tuning": "layernorm"}.get(kind, kind)
 
 
 def _check_weights(start: Start, model: Any, theirs: Any, ours: Any, where: str) -> None:

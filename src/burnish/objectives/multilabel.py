@@ -54,7 +54,8 @@ class MultiLabel:
         return self
 
     def count(self, batch: Batch) -> Tensor:
-        return (batch.y >= 0).sum().float() * len(batch.values)  # ()
+        labels = sum(name.startswith("label.") for name in batch.values)
+        return (batch.y >= 0).sum().float() * labels  # ()
 
     def loss(self, outputs: Outputs, batch: Batch) -> Loss:
         assert outputs.score is not None

@@ -166,7 +166,7 @@ def check_adapter(values: Any, where: str) -> None:
             "`adapter.method` is 'qlora'",
             where=where,
             expected="lora on a base whose weights have 4 bits",
-            hint="adapter: {method: lora}, train: {precision: nf4}",
+            hint="--set adapter.method=lora --set train.precision=nf4",
         )
     if isinstance(method, str) and method in METHODS and (refused := refused_keys(method, values)):
         raise RecipeError(

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from burnish.errors import CheckpointError
 from burnish.folder import read_report
 from burnish.model.load import Head, find_model, load_model, quiet
+from burnish.model.prompts import learnt_tokens
 
 OWN, BASE = "own", "base"
 OWN_IN_PEFT = "default"
@@ -183,11 +184,15 @@ def _found(source: str) -> str:
 
 
 def load_parts(parts: Sequence[Part], names: Sequence[str]) -> Any:
-    """A `PeftModel` on the common base in float32, with each adapter under its name, the first of them switched on."""
+    """A `PeftModel` on the common base in float32, with each adapter under its name, the first of them switched on.
+
+    Of a score head temperature and thresholds are left behind: those of one adapter do not fit what several make together.
+    """
     from peft import PeftModel
 
+    head = replace(parts[0].head, temperature=1.0, thresholds=()) if parts[0].head else None
     with quiet():
-        base = load_model(find_model(parts[0].source), dtype=torch.float32, head=parts[0].head)
+        base = load_model(find_model(parts[0].source), dtype=torch.float32, head=head)
         model: Any = PeftModel.from_pretrained(base, str(parts[0].folder), adapter_name=names[0])
         for part, name in zip(parts[1:], names[1:], strict=True):
             model.load_adapter(str(part.folder), adapter_name=name)
@@ -307,4 +312,6 @@ class Adapters:
             raise CheckpointError(
                 "this run trained the model's own weights, so there is nothing to switch", where="/use"
             )
+        if learnt_tokens(self.model):
+            raise CheckpointError("this run learnt tokens before the others, which cannot be switched", where="/use")
         switch(self.model, [] if list(names) == [BASE] else [self.names[name] for name in names])

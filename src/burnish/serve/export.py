@@ -194,10 +194,11 @@ def load_adapter(folder: Path, source: str, head: Head | None = None) -> Any:
 
 
 def restore_base(model: Any, source: str) -> None:
-    """Give the frozen weights of a model with an adapter back the digits that the run's precision took from them, or its start."""
+    """Give the frozen weights of a model back the digits that the run's precision took from them, or its start."""
     published = load_model(source, dtype=torch.float32)
     with torch.no_grad():
-        for name, parameter in model.get_base_model().named_parameters():
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        for name, parameter in inner.named_parameters():
             # A score head was never published, and is held in float32.
             if not is_adapters(name) and ".score." not in f".{name}":
                 parameter.copy_(published.get_parameter(name.replace(".base_layer", "")))

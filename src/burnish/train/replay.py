@@ -30,7 +30,8 @@ def forward_backward(net: Net, objective: Objective, batch: Batch, factor: Tenso
     batch, factor = batch.to(net.device), factor.to(net.device)
     loss = objective.loss(net(batch, objective.needs), batch)
     scaled = factor * loss.sum
-    scaled.backward()
+    if scaled.requires_grad:  # else all that this objective reaches still waits for its turn to be trained
+        scaled.backward()
     return scaled.detach(), {name: (value.detach(), count.detach()) for name, (value, count) in loss.stats.items()}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from burnish.errors import RecipeError
+from burnish.methods import METHODS
 from burnish.recipe import Recipe, make_recipe, own_key, parse_yaml, with_overrides
 
 RANGE = "[low, high], [low, high, log] or {choices: [...]}"
@@ -25,7 +26,6 @@ FIXED = {
 } | dict.fromkeys(
     ("guards", "deploy", "log", "name", "tune", "tuned_by", "trust_remote_code"), "it changes nothing of what is learnt"
 )
-RANKED = ("lora", "dora", "rslora", "pissa", "loftq", "qlora")  # methods of an adapter that have a rank
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def usual_space(recipe: Recipe, rows: int, start: Mapping[str, Any]) -> Space:
     }
     if recipe.train.max_steps is None:
         space["train.epochs"] = Range(1.0, max(6.0, 2.0 * recipe.train.epochs))
-    if recipe.adapter.method in RANKED:
+    method = METHODS[recipe.adapter.method]
+    if method.beside and "alpha" in method.defaults:  # LoRA and its kin
         if not recipe.adapter.start:  # which has a rank already
             space["adapter.rank"] = Choices(tuple(sorted({8, 16, 32, 64, recipe.adapter.rank or 16})))
         space["adapter.dropout"] = Range(0.0, 0.2)
