@@ -13,7 +13,7 @@ import burnish
 from burnish.errors import Interrupted, RecipeError
 from burnish.recipe import make_recipe
 from burnish.train.plan import suited
-from tiny_runs import asked_and_answered, recipe_of, write_rows
+from tiny_runs import asked_and_answered, needs_bitsandbytes, recipe_of, write_rows
 
 SIZES = {"pissa": {"rank": 8, "alpha": 16}, "loftq": {"rank": 8, "alpha": 16}, "prefix": {"tokens": 4}}
 
@@ -56,7 +56,7 @@ def test_a_run_by_a_method_of_few_weights_tries_trains_and_exports(method, recip
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
 
 
-@pytest.mark.parametrize("method", ["pissa", "loftq"])
+@pytest.mark.parametrize("method", ["pissa", pytest.param("loftq", marks=needs_bitsandbytes)])
 def test_a_start_from_the_weights_is_the_same_when_a_run_goes_on(method, recipe, tmp_path, monkeypatch):
     values = recipe(method)
     straight = burnish.run(values, out=tmp_path / "straight", quiet=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 
+import pytest
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
 LABELS = ("green", "red", "yellow")  # what the tiny models with a score head tell apart
 SYLLABLES = ("ba", "ko", "ri", "tu", "ne", "sa", "lo", "mi", "fe", "du", "gra", "pel", "zin", "vor")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import peft
 import pytest
 import torch
@@ -20,11 +18,9 @@ from burnish.model.lora import LoraLinear
 from burnish.model.net import Net
 from burnish.model.quantize import Nf4Fp8Linear, Nf4Linear, quantize, unquantize
 from burnish.recipe import Adapter, Freeze
+from tiny_runs import needs_bitsandbytes
 
 LOGP = frozenset({"logp"})
-needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
-)
 # What rounding each kind adds to a product, as a share of it: e4m3 has 3 bits after the point, and both factors are rounded or one.
 KINDS = [
     pytest.param(Fp8Linear, 0.04, id="fp8"),

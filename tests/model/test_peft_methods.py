@@ -26,7 +26,7 @@ from burnish.recipe import Adapter, Freeze
 from burnish.serve.export import export, replay, try_adapter
 from burnish.train.loop import backward
 from burnish.train.optim import Optim
-from tiny_runs import LABELS
+from tiny_runs import LABELS, needs_bitsandbytes
 
 ROWS = ([70, 65, 90, 81, 66, 66, 90], [80, 81, 82, 83], [99, 65, 70, 72, 74, 75])
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -67,7 +67,7 @@ def stir(model):
     return model
 
 
-@pytest.fixture(params=ADAPTERS)
+@pytest.fixture(params=[pytest.param(one, marks=needs_bitsandbytes) if one == "loftq" else one for one in ADAPTERS])
 def method(request):
     return request.param
 
@@ -172,6 +172,7 @@ def test_before_tuning_it_is_the_base_model(start, method, make_model):
     torch.testing.assert_close(replay(start, ROWS)[0], tuned[0])
 
 
+@needs_bitsandbytes
 def test_loftq_begins_nearer_to_the_model_than_4_bits_are(make_model):
     def difference(method):
         torch.manual_seed(0)
