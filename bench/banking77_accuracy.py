@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from command import report_of
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
@@ -44,14 +45,9 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> dict
     """One `burnish run`: its accuracy on the test rows and its time, or what it said when it failed."""
     arm, out = ARMS[name], folder / f"{name}-{seed}"
     keys = [*arm.keys, f"train.seed={seed}", *options.set]
-    words = [sys.executable, "-m", "burnish", "run", str(RECIPES / arm.recipe), "-o", str(out), "--json"]
-    words += [word for key in keys for word in ("--set", key)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):
-        return {"arm": name, "seed": seed, "error": " / ".join(done.stderr.strip().splitlines()[-4:])}
-    report = json.loads(done.stdout)
-    if "evaluation" not in report:
-        return {"arm": name, "seed": seed, "error": " ".join(report["reasons"])}
+    report = report_of("run", RECIPES / arm.recipe, out, keys)
+    if "error" in report:
+        return {"arm": name, "seed": seed, "error": report["error"]}
     figures = {figure["name"]: figure["tuned"] for figure in report["evaluation"]["figures"]}
     figures[report["evaluation"]["metric"]] = report["evaluation"]["tuned"]
     seconds = {step["name"]: step["seconds"] for step in report["steps"]}

@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,21 +23,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from command import report_of
+
 RECIPES = Path(__file__).resolve().parent / "recipes"
 KEPT, TIME = 0.97, 0.55  # of the teacher's accuracy and response time
 BATCH = 32  # questions
-
-
-def make(verb: str, recipe: str, out: Path, keys: Sequence[str], *more: str) -> dict[str, Any]:
-    """The report of one run, or {"error": what it said}."""
-    words = [sys.executable, "-m", "burnish", verb, str(RECIPES / recipe), "-o", str(out), *more]
-    words += [word for key in keys for word in ("--set", key)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    report = out / "report.json"
-    if done.returncode not in (0, 1) or not report.is_file():
-        return {"error": " / ".join(done.stderr.strip().splitlines()[-6:])}
-    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-    return found if "evaluation" in found else {"error": " ".join(found["reasons"])}
 
 
 def answering(run: Path) -> Callable[[list[str]], list[str]]:
@@ -153,12 +142,14 @@ def main() -> int:
 
         def teach(seed: int) -> dict[str, Any]:
             keys = [*options.set, f"train.seed={seed}"]
-            return {} if options.teachers else make("run", "banking77-head.yaml", teachers[seed], keys)
+            return {} if options.teachers else report_of("run", RECIPES / "banking77-head.yaml", teachers[seed], keys)
 
         def learn(name: str, seed: int) -> dict[str, Any]:
             keys = [*options.set, f"train.seed={seed}", *students[name]]
             out = folder / f"{name}-{seed}"
-            report = make("distill", "banking77-distill.yaml", out, keys, "--teacher", str(teachers[seed]))
+            report = report_of(
+                "distill", RECIPES / "banking77-distill.yaml", out, keys, "--teacher", str(teachers[seed])
+            )
             found = {"student": name, "seed": seed, "keys": students[name]}
             if "error" in report:
                 return found | report

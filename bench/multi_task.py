@@ -11,39 +11,24 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from command import report_of
+
 POINT = 0.01
 
 
 def run(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One run: each task's figures, together and alone, or what it said when it failed."""
-    words = [
-        sys.executable,
-        "-m",
-        "burnish",
-        "run",
-        str(options.recipe),
-        "--against-alone",
-        "-o",
-        str(folder / f"seed-{seed}"),
-    ]
     keys = [f"train.seed={seed}", *options.set]
-    done = subprocess.run(
-        [*words, "--json", *(word for key in keys for word in ("--set", key))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode not in (0, 1):
-        return {"seed": seed, "error": " / ".join(done.stderr.strip().splitlines()[-4:])}
-    report = json.loads(done.stdout)
-    if "tasks" not in report.get("evaluation", {}):
+    report = report_of("run", options.recipe, folder / f"seed-{seed}", keys, "--against-alone")
+    if "error" in report:
+        return {"seed": seed, "error": report["error"]}
+    if "tasks" not in report["evaluation"]:
         return {"seed": seed, "error": " ".join(report["reasons"])}
     tasks = {
         name: {key: one[key] for key in ("metric", "n", "base", "tuned")} | {"against_alone": one["against_alone"]}

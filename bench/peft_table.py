@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from command import report_of
 
 HERE = Path(__file__).resolve().parent
 QUANTIZED = "@nf4"  # after a method's name: on a base of 4 bits
@@ -42,15 +43,8 @@ def run(method: str, recipe: Path, folder: Path, keys: list[str]) -> dict[str, A
     name = method.removesuffix(QUANTIZED)
     own = [f"adapter.method={name}", *(f"adapter.{key}=null" for key in KEYS), "deploy.export=[]"]
     own += ["train.precision=nf4"] if method.endswith(QUANTIZED) else []
-    words = [sys.executable, "-m", "burnish", "run", str(recipe), "-o", str(folder / method), "--json"]
-    words += [word for key in [*own, *keys] for word in ("--set", key)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):
-        return {"method": method, "error": " ".join(done.stderr.strip().splitlines()[-3:])}
-    report = json.loads(done.stdout)
-    if "evaluation" not in report:
-        return {"method": method, "error": " ".join(report["reasons"])}
-    return line_of(method, report)
+    report = report_of("run", recipe, folder / method, [*own, *keys])
+    return {"method": method, "error": report["error"]} if "error" in report else line_of(method, report)
 
 
 def line_of(method: str, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ PLACE = Path(__file__).resolve().parents[2] / "bench/peft_table.py"
 
 
 def test_a_method_is_measured_and_one_that_fails_is_listed_with_its_error(model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(PLACE.parent)
     spec = importlib.util.spec_from_file_location("peft_table", PLACE)
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)

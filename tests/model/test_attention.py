@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import library, nn
 
 from burnish.core import Seq, pack
 from burnish.model import attention
@@ -121,14 +121,14 @@ def test_packed_attention_gives_the_sums_of_the_scores(packed_input):
 
 
 def test_packed_attention_is_an_operation_that_a_compiler_may_leave_whole(packed_input):
-    torch.library.opcheck(torch.ops.burnish.packed_attention.default, packed_input)
+    library.opcheck(torch.ops.burnish.packed_attention.default, packed_input)
 
 
 def test_the_shapes_that_its_gradients_are_said_to_have_are_theirs(packed_input):
     q, k, v, edges, *rest = (x.detach() if isinstance(x, torch.Tensor) else x for x in packed_input)
     out, sums = torch.ops.burnish.packed_attention(q, k, v, edges, *rest)
     given = (torch.randn_like(out), q, k, v, out, sums, edges, *rest)
-    torch.library.opcheck(torch.ops.burnish.packed_attention_backward.default, given)
+    library.opcheck(torch.ops.burnish.packed_attention_backward.default, given)
 
 
 def test_bf16_goes_in_and_comes_out(packed_input):

@@ -6,6 +6,7 @@ import functools
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 from burnish.core import Group
 from burnish.data.feed import Feed, shuffled
@@ -17,33 +18,13 @@ class Mixture(Feed):
 
     shares: task -> its share of the groups of a step, 1 in all. An epoch is as many groups as there are in all tasks together, so a task
     whose share is above that of its groups begins its own anew earlier, shuffled anew. What is dealt never strays from the shares by a
-    whole group, at whichever step one looks. All of it follows from the seed and the number of the step.
+    whole group, at whichever step one looks. All of it follows from the seed and the number of the step. sizes: as `Feed` takes them.
 
     Source: Raffel et al. 2019 (arXiv 1910.10683), section 3.5.2.
     """
 
-    def __init__(
-        self,
-        tasks: Mapping[str, Sequence[Group]],
-        shares: Mapping[str, float],
-        *,
-        batch_size: int,
-        epochs: float,
-        row_tokens: int | None,
-        micro_tokens: int,
-        seed: int,
-        max_steps: int | None = None,
-    ) -> None:
-        super().__init__(
-            [group for groups in tasks.values() for group in groups],
-            task="",
-            batch_size=batch_size,
-            epochs=epochs,
-            row_tokens=row_tokens,
-            micro_tokens=micro_tokens,
-            seed=seed,
-            max_steps=max_steps,
-        )
+    def __init__(self, tasks: Mapping[str, Sequence[Group]], shares: Mapping[str, float], **sizes: Any) -> None:
+        super().__init__([group for groups in tasks.values() for group in groups], task="", **sizes)
         self.names, self.shares = list(tasks), [shares[name] for name in tasks]
         self.counts = [len(groups) for groups in tasks.values()]
         self._starts = list(accumulate(self.counts, initial=0))[:-1]

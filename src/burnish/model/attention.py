@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -135,7 +135,7 @@ AttentionMaskInterface.register(PACKED, no_mask)
 # window: tokens before its own that one sees, -1 for all.
 
 
-@torch.library.custom_op("burnish::packed_attention", mutates_args=())
+@library.custom_op("burnish::packed_attention", mutates_args=())
 def packed_attention(
     q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int, scale: float, window: int
 ) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ def packed_attention(
     return out, lse
 
 
-@torch.library.custom_op("burnish::packed_attention_backward", mutates_args=())
+@library.custom_op("burnish::packed_attention_backward", mutates_args=())
 def packed_attention_backward(
     grad: Tensor,
     q: Tensor,

@@ -11,7 +11,7 @@ Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning" (arXiv 2209.05
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from burnish.model.frozen import FrozenLinear
 
@@ -86,7 +86,7 @@ def _multiply(left: Tensor, by_left: Tensor, right: Tensor, by_right: Tensor, dt
     return ((left.float() @ right.float().T) * by_left * by_right).to(dtype)
 
 
-@torch.library.custom_op("burnish::turned", mutates_args=())
+@library.custom_op("burnish::turned", mutates_args=())
 def turned(weight: Tensor) -> Tensor:
     """(M, K) one-byte numbers -> (K, M), contiguous."""
     if not weight.is_cuda:

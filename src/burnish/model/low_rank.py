@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 
 class LowRank(torch.autograd.Function):
@@ -55,7 +55,7 @@ def _sum_of_products(small: Tensor, thin: Tensor, large: Tensor, wide: Tensor) -
     return (small @ thin).addmm_(large, wide)
 
 
-@torch.library.custom_op("burnish::product", mutates_args=())
+@library.custom_op("burnish::product", mutates_args=())
 def product(left: Tensor, right: Tensor) -> Tensor:
     """left (N, r) @ right (r, M) that a compiler adds in the operation that reads it, not in one of its own."""
     return left @ right

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from burnish.errors import RecipeError
 from burnish.model import fp8
@@ -115,7 +115,7 @@ def _scales(absmax: Tensor, nested_absmax: Tensor, nested_code: Tensor, offset: 
 # it would keep the first one's answer for the second, and with it every weight in full.
 
 
-@torch.library.custom_op("burnish::unpacked", mutates_args=())
+@library.custom_op("burnish::unpacked", mutates_args=())
 def _unpacked(stored: Sequence[Tensor], columns: int, again: bool) -> Tensor:
     return unpacked(stored, columns)
 
@@ -125,7 +125,7 @@ def _(stored: Sequence[Tensor], columns: int, again: bool) -> Tensor:
     return _like(stored, columns, torch.bfloat16)
 
 
-@torch.library.custom_op("burnish::unpacked_e4m3", mutates_args=())
+@library.custom_op("burnish::unpacked_e4m3", mutates_args=())
 def _unpacked_e4m3(stored: Sequence[Tensor], columns: int, turned: bool) -> Tensor:
     """(out, in), or (in, out) turned around, as the backward pass multiplies it."""
     *packed, scale = stored

@@ -17,20 +17,8 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
-class Classify:
-    """The cross-entropy between the scores of a sequence and its class, each sequence counted by the weight of its class.
-
-    Groups of one sequence, y = the number of its class; -1 is a sequence without one, which counts nothing. The score is a linear
-    map of the hidden state at the last token, the only one that has seen the whole text.
-
-    class_weights: by label; "balanced" is rows / (classes * rows of the class); in the order of the labels once `fitted`.
-    focal_gamma: scales the loss of a sequence by (1 - p)^gamma, p the probability of its class, so that what is known already
-    counts less (Lin et al. 2017, arXiv 1708.02002, eq. 4). label_smoothing: the share of the target that is spread evenly over all
-    classes (Szegedy et al. 2015, arXiv 1512.00567, section 7).
-
-    Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", eq. 3 and 4, here without the
-    auxiliary loss. Relatives: `sft` on labelled rows learns to write the label out, and needs no head.
-    """
+class Weighted:
+    """What objectives of labels share: their options, and weights that are known once the labels are."""
 
     rows = frozenset({"labelled"})
     needs = frozenset({"score"})
@@ -48,15 +36,37 @@ class Classify:
         """
         given = self.class_weights
         if given == "balanced":
-            total = sum(counts.values())
-            return replace(
-                self, class_weights=tuple(total / (len(labels) * max(counts.get(one, 0), 1)) for one in labels)
-            )
+            return replace(self, class_weights=self.balanced(labels, counts))
         if isinstance(given, dict):
             if strange := sorted(set(given) ^ set(labels)):
                 raise ValueError(f"class_weights and the labels differ in {', '.join(strange[:8])}")
             return replace(self, class_weights=tuple(given[label] for label in labels))
         return self
+
+    def balanced(self, labels: Sequence[str], counts: Mapping[str, int]) -> tuple[float, ...]:
+        """The weight of each label that "balanced" stands for."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Classify(Weighted):
+    """The cross-entropy between the scores of a sequence and its class, each sequence counted by the weight of its class.
+
+    Groups of one sequence, y = the number of its class; -1 is a sequence without one, which counts nothing. The score is a linear
+    map of the hidden state at the last token, the only one that has seen the whole text.
+
+    class_weights: by label; "balanced" is rows / (classes * rows of the class); in the order of the labels once `fitted`.
+    focal_gamma: scales the loss of a sequence by (1 - p)^gamma, p the probability of its class, so that what is known already
+    counts less (Lin et al. 2017, arXiv 1708.02002, eq. 4). label_smoothing: the share of the target that is spread evenly over all
+    classes (Szegedy et al. 2015, arXiv 1512.00567, section 7).
+
+    Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", eq. 3 and 4, here without the
+    auxiliary loss. Relatives: `sft` on labelled rows learns to write the label out, and needs no head.
+    """
+
+    def balanced(self, labels: Sequence[str], counts: Mapping[str, int]) -> tuple[float, ...]:
+        total = sum(counts.values())
+        return tuple(total / (len(labels) * max(counts.get(one, 0), 1)) for one in labels)
 
     def count(self, batch: Batch) -> Tensor:
         return self._weights(self.wanted(batch)).sum()  # ()

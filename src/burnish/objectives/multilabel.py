@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from burnish.core import Atom, Batch, Loss, Outputs
-from burnish.objectives.classify import Positive, on_device
+from burnish.core import Batch, Loss, Outputs
+from burnish.objectives.classify import Weighted, on_device
 
 
 @dataclass(frozen=True)
-class MultiLabel:
+class MultiLabel(Weighted):
     """The binary cross-entropy of each label by itself, summed over sequences and labels.
 
     Groups of one sequence with the values `label.0` to `label.C-1`, 1 or 0 each; y = -1 is a sequence without labels, which counts
@@ -28,30 +26,10 @@ class MultiLabel:
     Source: Lin et al. 2017 (arXiv 1708.02002) for the focal term. Relatives: `classify`, whose labels exclude each other.
     """
 
-    rows = frozenset({"labelled"})
-    needs = frozenset({"score"})
-    reads: frozenset[str] = frozenset()
-    atom: Atom = "seq"
-
-    class_weights: Literal["balanced"] | dict[str, Positive] | tuple[Positive, ...] = ()
-    focal_gamma: Annotated[float, Field(ge=0)] = 0.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-    def fitted(self, labels: Sequence[str], counts: Mapping[str, int]) -> Self:
-        """The same with a weight for each label in their order. counts: training rows of each label, and of all rows under "".
-
-        Raises ValueError for weights of a label that there is not, or of some labels only.
-        """
-        given = self.class_weights
-        if given == "balanced":
-            rows = counts[""]
-            having = [min(max(counts.get(label, 0), 1), rows - 1) for label in labels]
-            return replace(self, class_weights=tuple((rows - count) / count for count in having))
-        if isinstance(given, dict):
-            if strange := sorted(set(given) ^ set(labels)):
-                raise ValueError(f"class_weights and the labels differ in {', '.join(strange[:8])}")
-            return replace(self, class_weights=tuple(given[label] for label in labels))
-        return self
+    def balanced(self, labels: Sequence[str], counts: Mapping[str, int]) -> tuple[float, ...]:
+        rows = counts[""]  # of all labels
+        having = [min(max(counts.get(label, 0), 1), rows - 1) for label in labels]
+        return tuple((rows - count) / count for count in having)
 
     def count(self, batch: Batch) -> Tensor:
         labels = sum(name.startswith("label.") for name in batch.values)

@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from burnish.evaluate import charts
 from burnish.evaluate.report import outcome_of, printable, render_page
 from burnish.folder import now, write_text
-from burnish.pipeline import versions
 from burnish.recipe import Recipe
+from burnish.reported import versions
 from burnish.tuning.study import STATES, Search, look_of, reason_of, result_of
 
 
