@@ -18,8 +18,10 @@ from burnish.train.shape import Shape
 
 GIB = 2**30
 HEADROOM = 0.92  # share of the memory that a step may fill: the allocator's own gaps need the rest
-# Python, torch and its kernels. On an accelerator only what its allocator counts: the workspaces of the products.
+# Python, torch and its kernels. On an accelerator only what its allocator counts: the workspaces of the products, and those
+# that recorded passes and updates have of their own.
 RUNTIME_BYTES = {"cpu": 0.9 * GIB, "cuda": 0.1 * GIB}
+RECORDED_BYTES = 2 * 2**25
 RECOMPUTE = tuple(BUDGETS)  # from the fastest to the leanest
 
 # What the backward pass keeps for each token and layer, by the level of recomputation.
@@ -175,20 +177,21 @@ def predict(
     what the pool of CUDA graphs keeps of the card though nothing is allocated there any more: activations of steps of every shape.
     """
     device = torch.device(settings.device).type
-    activations = int(tokens * kept_bytes(shape, settings))
-    head = head_bytes(shape, settings, tokens if trained is None else trained)
+    kept = int(tokens * kept_bytes(shape, settings))
+    moments = moments_of(shape, settings, kept, tokens, tokens if trained is None else trained, split=split)
+    gradients, activations, beside = max(moments, key=sum)
     parts = {
         "weights": int(weight_bytes(shape, settings)),
-        "gradients": gradient_bytes(shape, settings, activations, split=split),
+        "gradients": gradients,
         "optimizer": shape.trained * (8 if settings.optimizer == "adamw" else 2),
         "activations": activations,
-        "one layer or head": int(max(head, tokens * layer_bytes(shape, settings)) + scratch_bytes(shape, settings)),
-        "runtime": int(RUNTIME_BYTES[device]),
+        "one layer or head": beside + int(scratch_bytes(shape, settings)),
+        "runtime": int(RUNTIME_BYTES[device]) + (RECORDED_BYTES if settings.graph else 0),
     }
     if settings.average:
         parts["average"] = shape.trained * 4
     total = sum(parts.values())
-    return parts | {"total": total} | ({"recordings": activations} if settings.graph else {})
+    return parts | {"total": total} | ({"recordings": kept} if settings.graph else {})
 
 
 def needed(parts: Mapping[str, int]) -> int:
@@ -202,25 +205,42 @@ def weight_bytes(shape: Shape, settings: Settings) -> float:
     stored = {"fp8": 1 + 4 / shape.hidden, "nf4": 0.5 + 1 / 64 + 1 / 4096}.get(settings.precision, plain)
     copies = 0 if settings.precision == "fp32" else 2 * (shape.trained - shape.outside)
     if settings.compile and settings.recompute in ("all", "offload"):
-        copies = 2 * shape.layer  # made within a layer, and gone with it
+        copies = 2 * trained_in_layer(shape)  # made within a layer, and gone with it
     return shape.matrices * stored + (shape.frozen - shape.matrices) * plain + shape.trained * 4 + copies
 
 
-def gradient_bytes(shape: Shape, settings: Settings, activations: int, *, split: bool) -> int:
-    """What gradients (float32) add to the peak.
+def moments_of(
+    shape: Shape, settings: Settings, kept: int, tokens: int, trained: int, *, split: bool
+) -> list[tuple[int, int, int]]:
+    """(gradients, activations, what is there beside them) in bytes, at each moment of a step that may be its peak.
 
-    Within a single backward pass they grow as activations go, so the peak has the larger of the two; only the head's, which are
-    outside of the layers, are there from the beginning. Gradients of an earlier micro-batch are there beside all activations.
+    kept: bytes of all activations. Gradients are float32. Within a single backward pass they come as activations go, the head's
+    first; those of an earlier micro-batch are there from the beginning. An update within the backward pass lets each go at once, but
+    for weights that head and embeddings share: these have one from the head on, and a second for a moment at the end.
     """
+    head = 4 * shape.vocabulary * shape.hidden if shape.head_trained else 0
+    shared = head if shape.outside < head // 2 else 0
+    all_of_them = 4 * shape.trained
     if settings.in_backward and not split:
-        return 4 * (shape.outside + shape.layer)
-    if split:
-        return 4 * (shape.trained + shape.outside)
-    return max(4 * shape.outside, 4 * (shape.trained + shape.outside) - activations)
+        all_of_them = 4 * max(shape.layer, shape.outside)
+    earlier = all_of_them if split else 0
+    layer = int(tokens * layer_bytes(shape, settings))
+    return [
+        (earlier, kept, head_bytes(shape, settings, trained)),
+        (earlier + head, kept, head_slope_bytes(shape, settings, trained)),
+        (max(earlier, head) + 4 * trained_in_layer(shape), kept, layer),
+        (all_of_them, kept // shape.layers, layer),
+        (all_of_them + shared, 0, 0),
+    ]
+
+
+def trained_in_layer(shape: Shape) -> int:
+    """Parameters that are trained in one layer, on average."""
+    return (shape.trained - shape.outside) // shape.layers
 
 
 def head_bytes(shape: Shape, settings: Settings, trained: int) -> int:
-    """What the vocabulary head takes: logits of a chunk with their slopes, and where it is trained a copy of itself and all slopes.
+    """What the vocabulary head takes forwards: logits of a chunk with their slopes, and where it is trained a copy of itself and all slopes.
 
     As `model.head` has it. On the CPU a chunk's logits are float32 three times over.
     """
@@ -228,15 +248,27 @@ def head_bytes(shape: Shape, settings: Settings, trained: int) -> int:
     chunk = min(LOGITS[device], trained * shape.vocabulary) * (12 if device == "cpu" else 2 * number)
     if not shape.head_trained:
         return chunk
-    slopes = trained * shape.vocabulary * number
-    copy = number * shape.vocabulary * shape.hidden
-    return chunk + copy + (slopes if slopes <= KEPT_BYTES[device] else 0)
+    return chunk + number * shape.vocabulary * shape.hidden + _kept_slopes(shape, settings, trained)
+
+
+def head_slope_bytes(shape: Shape, settings: Settings, trained: int) -> int:
+    """What it takes backwards, beside its gradient: the slopes, and the product of a chunk that is added to the gradient."""
+    if not shape.head_trained:
+        return 0
+    return _kept_slopes(shape, settings, trained) + number_bytes(settings) * shape.vocabulary * shape.hidden
+
+
+def _kept_slopes(shape: Shape, settings: Settings, trained: int) -> int:
+    slopes = trained * shape.vocabulary * number_bytes(settings)
+    return slopes if slopes <= KEPT_BYTES[torch.device(settings.device).type] else 0
 
 
 def kept_bytes(shape: Shape, settings: Settings) -> float:
     """Activations that a token leaves for the backward pass, over the layers that it walks through, and around the decoder."""
-    table = token_bytes(shape, settings)
-    layer = sum(table[name] for name in KEPT[level_of(settings)])
+    table, level = token_bytes(shape, settings), level_of(settings)
+    layer = sum(table[name] for name in KEPT[level])
+    if level == "elementwise" and settings.precision in ("fp8", "nf4"):  # the compiler uses its budget to the full there
+        layer = BUDGETS[level] * sum(table[name] for name in KEPT["none"])
     around = 4 * shape.hidden * number_bytes(settings)  # the last norm, the head's input and its slope
     return layer * shape.layers * shape.walked + around
 
@@ -252,15 +284,19 @@ def token_bytes(shape: Shape, settings: Settings) -> dict[str, float]:
     """Bytes of each tensor that a layer makes of a token.
 
     Trained weights under autocast leave the stream between the layers in float32; so do the norms of layers that are not compiled, and
-    these also keep the activation of the gate.
+    these also keep the activation of the gate. Not compiled under autocast, each linear map casts its input for itself, and a norm keeps
+    what its trained weight is multiplied with.
     """
     number = number_bytes(settings)
     stream = 4 if not shape.beside or not settings.compile else number
     copied = shape.copies or 1
+    normed = (1 + copied) * number
+    if not shape.beside and not settings.compile and number < 4:
+        normed = (3 + 2 * copied) * number + shape.norms * 4
     return {
         "layer input": shape.hidden * (4 if not shape.beside else number),
         "norm inputs": shape.norms * shape.hidden * stream,
-        "normed": (1 + copied) * shape.hidden * number,
+        "normed": normed * shape.hidden,
         "attention": 2 * (shape.queries + shape.keys) * number + 4 * shape.heads,
         "gate and up": 2 * shape.mlp * number,
         "product": (shape.mlp * (1 if settings.compile else 2) + shape.hidden * shape.copies) * number,
