@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from burnish.data.render import Chat
 from burnish.data.rows import Turn
 from burnish.errors import ModelError
+from burnish.model import load
 from burnish.model.load import (
     Head,
     cache_folder,
@@ -152,6 +154,18 @@ def test_an_empty_model_can_have_a_head_and_leaves_the_configuration_as_it_was(m
     model = empty_model(config, HEAD)
     assert (model.score.weight.shape, model.score.weight.is_meta) == ((3, 32), True)
     assert config.num_labels == 2
+
+
+def test_the_special_tokens_of_a_gguf_file_are_those_that_it_names(model_folder, monkeypatch, tmp_path):
+    tokenizer, model = load_tokenizer(model_folder()), load_model(model_folder(), dtype=torch.float32)
+    end, other = 7, tokenizer.eos_token_id
+    assert end != other
+    named = {"tokenizer.ggml.eos_token_id": SimpleNamespace(contents=lambda: end)}
+    monkeypatch.setattr("gguf.GGUFReader", lambda path: SimpleNamespace(fields=named))
+    padding = tokenizer.pad_token
+    load._name_special_tokens(tmp_path / "some.gguf", tokenizer, model)
+    assert (tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id) == (end, end, end)
+    assert tokenizer.pad_token == padding
 
 
 @pytest.mark.slow

@@ -158,8 +158,25 @@ def _convert(gguf: Path, folder: Path) -> None:
         # The weights are plain now; transformers refuses to save a model that still calls itself quantised.
         del model.config.quantization_config
         model.hf_quantizer = None  # type: ignore[assignment]
+        _name_special_tokens(gguf, tokenizer, model)
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
+
+
+def _name_special_tokens(gguf: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Give tokenizer and model the special tokens that the file names: some versions of transformers take others, or none."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(gguf).fields
+    for kind, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        field = fields.get(f"tokenizer.ggml.{key}_token_id")
+        if field is None:
+            continue
+        number = int(field.contents())
+        setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(number))
+        if kind != "unk":
+            setattr(model.config, f"{kind}_token_id", number)
+            setattr(model.generation_config, f"{kind}_token_id", number)
 
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedConfig:

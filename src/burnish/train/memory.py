@@ -240,7 +240,7 @@ def trained_in_layer(shape: Shape) -> int:
 
 
 def head_bytes(shape: Shape, settings: Settings, trained: int) -> int:
-    """What the vocabulary head takes forwards: logits of a chunk with their slopes, and where it is trained a copy of itself and all slopes.
+    """What the vocabulary head takes forwards: logits of a chunk with their slopes; where it is trained, a copy of itself and all slopes.
 
     As `model.head` has it. On the CPU a chunk's logits are float32 three times over.
     """
@@ -267,7 +267,10 @@ def kept_bytes(shape: Shape, settings: Settings) -> float:
     """Activations that a token leaves for the backward pass, over the layers that it walks through, and around the decoder."""
     table, level = token_bytes(shape, settings), level_of(settings)
     layer = sum(table[name] for name in KEPT[level])
-    if level == "elementwise" and settings.precision in ("fp8", "nf4"):  # the compiler uses its budget to the full there
+    if level == "elementwise" and settings.precision in (
+        "fp8",
+        "nf4",
+    ):  # the compiler uses its budget to the full there
         layer = BUDGETS[level] * sum(table[name] for name in KEPT["none"])
     around = 4 * shape.hidden * number_bytes(settings)  # the last norm, the head's input and its slope
     return layer * shape.layers * shape.walked + around
