@@ -28,11 +28,14 @@ class Run:
     """A run's folder, its nine steps, and the parts of its report.
 
     Each step's result is kept under a hash of all that it depends on, so that the same recipe goes on where it stopped and a changed one
-    repeats only what it must.
+    repeats only what it must. shared: the folder of what several runs need alike, as the trials of a study do; its own without it.
     """
 
-    def __init__(self, folder: Path, progress: Progress, evidence: Evidence, name: str) -> None:
+    def __init__(
+        self, folder: Path, progress: Progress, evidence: Evidence, name: str, shared: Path | None = None
+    ) -> None:
         self.folder, self.progress, self.evidence, self.name = folder, progress, evidence, name
+        self.shared = shared or folder
         self.steps: list[dict[str, Any]] = [
             {"n": n, "name": name, "status": "not_run", "seconds": 0.0, "summary": ""}
             for n, name in enumerate(NAMES, 1)

@@ -36,6 +36,34 @@ def test_scores_that_are_looked_up_are_those_of_the_whole_model(net):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_features_that_lie_in_a_file_are_not_computed_again(net, tmp_path, monkeypatch):
+    groups, file, passes = texts(), tmp_path / "steps" / "features.safetensors", []
+    net.remember(groups, row_tokens=64, file=file)
+    first = net.features
+    monkeypatch.setattr(net, "_computed", lambda *asked: passes.append(asked))
+    net.remember(texts(), row_tokens=64, file=file)
+    assert torch.equal(net.features, first)
+    assert (passes, sorted(file.parent.iterdir())) == ([], [file])
+
+
+@pytest.mark.parametrize("spoil", [lambda file: file.write_bytes(b"no features"), lambda file: file.unlink()])
+def test_a_file_that_is_damaged_or_gone_is_written_again(net, tmp_path, spoil):
+    file = tmp_path / "features.safetensors"
+    net.remember(texts(), row_tokens=64, file=file)
+    first, whole = net.features, file.read_bytes()
+    spoil(file)
+    net.remember(texts(), row_tokens=64, file=file)
+    assert torch.equal(net.features, first)
+    assert file.read_bytes() == whole
+
+
+def test_features_of_fewer_sequences_are_not_taken(net, tmp_path):
+    file = tmp_path / "features.safetensors"
+    net.remember(texts(4), row_tokens=64, file=file)
+    net.remember(texts(6), row_tokens=64, file=file)
+    assert len(net.features) == 6
+
+
 def test_the_gradient_of_the_head_is_that_of_the_whole_model(net):
     groups = texts()
 

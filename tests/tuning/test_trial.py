@@ -5,6 +5,7 @@ from __future__ import annotations
 import burnish
 from burnish.folder import Run
 from burnish.guards import Evidence
+from burnish.model.features import CachedBody
 from burnish.progress import Progress
 from burnish.recipe import make_recipe
 from burnish.train.hooks import StopSignal
@@ -49,3 +50,20 @@ def test_a_trial_learns_by_the_loss_that_its_values_name(model_folder, tmp_path)
         outcome = run_trial(tmp_path / name, recipe, material, changed=changed, stop=StopSignal())
         losses.append(outcome.trained.report["curve"][-1]["loss"])
     assert losses[0] != losses[1]
+
+
+def test_trials_of_a_head_compute_the_features_of_the_frozen_body_once(model_folder, tmp_path, monkeypatch):
+    rows = [{"text": f"{'green' if n % 2 else 'red'} {q}", "label": "ab"[n % 2]} for n, q in enumerate(questions(60))]
+    file, task = write_rows(tmp_path / "rows.jsonl", rows), {"kind": "classify", "goal": "Say the colour."}
+    values = recipe_of(model_folder(), file, task=task, objective="classify", train=FEW)
+    recipe = make_recipe(
+        {key: value for key, value in values.items() if key != "adapter"} | {"adapter": {"method": "head"}}
+    )
+    material = gather(Run(tmp_path / "study", Progress(quiet=True), Evidence(recipe), "study"), recipe)
+    passes, compute = [], CachedBody._computed
+    monkeypatch.setattr(CachedBody, "_computed", lambda *asked: passes.append(1) or compute(*asked))
+    for name in ("first", "second"):
+        outcome = run_trial(tmp_path / name, recipe, material, changed={}, stop=StopSignal())
+        assert outcome.trained.report["steps"] == 4
+    assert passes == [1]
+    assert not list((tmp_path / "first" / "steps").glob("features*"))

@@ -25,13 +25,18 @@ LATE, EARLY = ("train", "adapter", "freeze"), ("train.max_length",)
 
 @dataclass(frozen=True)
 class Material:
-    """What the trials share. guarded: every row. open: the same without the test rows, which no trial sees. tokenized: the open ones."""
+    """What the trials share.
+
+    guarded: every row. open: the same without the test rows, which no trial sees. tokenized: the open ones. folder: where they keep what
+    each of them would compute alike.
+    """
 
     chosen: Chosen
     guarded: Guarded
     open: Guarded
     tokenized: Tokenized
     metric: str
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def gather(run: Run, recipe: Recipe) -> Material:
     tokenized = tokenize(run, recipe, chosen, locked)
     chosen = cut_student(run, recipe, chosen, tokenized)
     metric = define_metric(run, recipe, chosen, tokenized, locked)["validation"].metric
-    return Material(chosen, guarded, locked, tokenized, metric)
+    return Material(chosen, guarded, locked, tokenized, metric, run.folder)
 
 
 def resolved(recipe: Recipe, material: Material) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def run_trial(
     changed: what the recipe has else than the study's. first: try it out before, as every run does. The others are not tried out: at the
     rates that a study draws a model need not learn two rows by heart.
     """
-    run = Run(folder, Progress(quiet=True), Evidence(recipe), folder.name)
+    run = Run(folder, Progress(quiet=True), Evidence(recipe), folder.name, shared=material.folder)
     run.parts = {"data": {"dropped": {}}, "task": {}}
     chosen, tokenized = material.chosen, material.tokenized
     if any(
