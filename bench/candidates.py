@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import signal
 import statistics
 import sys
 import tempfile
@@ -87,6 +88,13 @@ def show(results: list[dict[str, Any]], names: list[str]) -> None:
         )
 
 
+def end_all(number: int, frame: object) -> None:
+    """The trainings end with their program; else they would go on with the card or the cores to themselves."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.exit(128 + number)
+
+
 def kept(result: dict[str, Any]) -> dict[str, Any]:
     return next(look for look in result["looks"] if look["step"] == result["best"])
 
@@ -111,6 +119,7 @@ def main() -> int:
     names = [name for name in candidates if not options.only or name in options.only]
     asked = [(name, candidates[name] or {}, seed) for name in names for seed in options.seeds]
     results: list[dict[str, Any]] = []
+    signal.signal(signal.SIGTERM, end_all)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for seed in options.seeds:
