@@ -1,116 +1,272 @@
-"""An endpoint that answers, dawdles, refuses or raves: what is tried again, what is kept, and what is said of it."""
+"""The client of an endpoint, against a small server on this machine."""
 
 from __future__ import annotations
 
 import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from burnish.endpoint import Answers, Endpoint
-from burnish.errors import ModelError
-from endpoints import reply, serving
+from burnish.endpoint import Answers, Endpoint, Reply
+from burnish.errors import EndpointError
+from endpoints import reply
 
-ASKED = [[{"role": "user", "content": f"question {number}"}] for number in range(6)]
-
-
-def good(number, body):
-    return 200, reply(f"to {body['messages'][-1]['content']}"), {}
+HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def endpoint(asked, **options):
-    return Endpoint(asked.url, "large", **{"backoff": 0.01, "timeout": 5.0, "retries": 2, **options})
+def said(text):
+    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+class Server:
+    """Answers with `replies` in turn, the last one for ever: (status, body), or a number of seconds to say nothing."""
+
+    def __init__(self, *replies):
+        self.replies, self.seen, self.headers, self.most, self.busy = list(replies), [], [], 0, 0
+        lock, server = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    server.busy += 1
+                    server.most = max(server.most, server.busy)
+                    server.seen.append((self.path, body))
+                    server.headers.append(dict(self.headers))
+                    reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
+                reply = reply(body) if callable(reply) else reply
+                try:
+                    if isinstance(reply, float):
+                        time.sleep(reply)
+                        return
+                    status, answer, *more = reply
+                    self.send_response(status)
+                    for name, value in (more[0] if more else {}).items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+                except OSError:
+                    pass
+                finally:
+                    with lock:
+                        server.busy -= 1
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 
 
 @pytest.fixture
-def kept(tmp_path):
-    return tmp_path / "answers.jsonl"
+def serve():
+    servers = []
+
+    def make(*replies):
+        servers.append(Server(*replies))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
 
 
-def test_every_question_gets_its_own_answer_in_order(kept, monkeypatch):
-    monkeypatch.setenv("OWN_KEY", "secret")
-    with serving(good) as asked:
-        replies = endpoint(asked, key_variable="OWN_KEY").ask(ASKED, Answers(kept), max_tokens=7)
-    assert [one.text for one in replies] == [f"to question {number}" for number in range(6)]
-    headers, body = asked[0]
-    assert headers["Authorization"] == "Bearer secret"
-    assert (body["model"], body["max_tokens"], body["temperature"]) == ("large", 7, 0)
-    assert "secret" not in kept.read_text()
+def endpoint(server, **values):
+    waits = []
+    made = Endpoint(**{"url": server.url, "model": "small", "wait": waits.append, **values})
+    return made, waits
 
 
-def test_nothing_is_asked_twice(kept):
-    with serving(good) as asked:
-        first = endpoint(asked).ask(ASKED, Answers(kept), max_tokens=7)
-        again = endpoint(asked).ask(ASKED, Answers(kept), max_tokens=7)
-        assert len(asked) == 6
-        endpoint(asked).ask(ASKED, Answers(kept), max_tokens=8)
-        assert len(asked) == 12
-    assert again == first
+def test_an_answer_is_the_content_of_the_first_choice(serve):
+    server = serve(said("  Good day. \n"))
+    one, _ = endpoint(server)
+    assert one.complete(HELLO, temperature=0.5, max_tokens=9).text == "  Good day. \n"
+    assert server.seen == [
+        ("/v1/chat/completions", {"model": "small", "messages": HELLO, "temperature": 0.5, "max_tokens": 9})
+    ]
 
 
-def test_a_line_that_a_kill_cut_short_is_asked_again(kept):
-    with serving(good) as asked:
-        endpoint(asked).ask(ASKED, Answers(kept), max_tokens=7)
-        kept.write_text(kept.read_text()[:-20])
-        endpoint(asked).ask(ASKED, Answers(kept), max_tokens=7)
-        endpoint(asked).ask(ASKED, Answers(kept), max_tokens=7)
-    assert len(asked) == 7
+def test_the_key_comes_from_the_environment(serve, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "top-secret")
+    server = serve(said("yes"))
+    endpoint(server, key_env="SOME_KEY")[0].complete(HELLO)
+    assert server.headers[0]["Authorization"] == "Bearer top-secret"
+
+
+def test_a_key_that_is_not_set_is_named(monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(EndpointError, match="SOME_KEY is not set"):
+        Endpoint("http://localhost/v1", "small", key_env="SOME_KEY")
+
+
+def test_an_address_that_is_none_is_refused():
+    with pytest.raises(EndpointError, match="found 'localhost:8000'"):
+        Endpoint("localhost:8000", "small")
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_what_may_pass_is_tried_again(kept, status):
-    def answer(number, body):
-        return good(number, body) if number > 2 else (status, {"error": "busy"}, {"Retry-After": "0.01"})
-
-    with serving(answer) as asked:
-        [found] = endpoint(asked).ask(ASKED[:1], Answers(kept), max_tokens=7)
-    assert (found.text, len(asked)) == ("to question 0", 3)
-
-
-def test_an_endpoint_that_stays_busy_is_an_error_and_what_came_is_kept(kept):
-    def answer(number, body):
-        return (
-            good(number, body) if body["messages"][-1]["content"] != "question 5" else (429, {"error": "slow down"}, {})
-        )
-
-    with serving(answer) as asked, pytest.raises(ModelError, match=r"429.*slow down.*3 tries"):
-        endpoint(asked, parallel=1).ask(ASKED, Answers(kept), max_tokens=7)
-    assert len(Answers(kept).kept) == 5
+def test_a_busy_endpoint_is_asked_again_after_ever_longer_pauses(serve, status):
+    server = serve((status, {}), (status, {}), said("at last"))
+    one, waits = endpoint(server)
+    assert one.complete(HELLO).text == "at last"
+    assert len(waits) == 2
+    assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2
 
 
-def test_an_endpoint_that_says_nothing_is_an_error(kept):
-    with serving(lambda number, body: 0.5) as asked, pytest.raises(ModelError, match="no answer within"):
-        endpoint(asked, timeout=0.1, retries=1).ask(ASKED[:1], Answers(kept), max_tokens=7)
+def test_a_pause_that_the_endpoint_names_is_kept(serve):
+    one, waits = endpoint(serve((429, {}, {"Retry-After": "7"}), said("at last")))
+    assert one.complete(HELLO).text == "at last"
+    assert waits == [7.0]
 
 
-def test_a_refusal_is_not_tried_again_and_names_the_key(kept):
-    with (
-        serving(lambda number, body: (401, {"error": "no key"}, {})) as asked,
-        pytest.raises(ModelError, match="export OPENAI_API_KEY"),
-    ):
-        endpoint(asked).ask(ASKED[:1], Answers(kept), max_tokens=7)
-    assert len(asked) == 1
+def test_after_the_last_attempt_the_error_says_what_came(serve):
+    server = serve((503, {"error": "overloaded"}))
+    one, waits = endpoint(server, retries=2)
+    with pytest.raises(EndpointError, match=r"HTTP 503.*overloaded"):
+        one.complete(HELLO)
+    assert (len(server.seen), len(waits)) == (3, 2)
 
 
-@pytest.mark.parametrize(
-    "raw", [b"<html>busy</html>", b"{}", json.dumps({"choices": []}).encode(), b'{"choices": [7]}']
-)
-def test_what_is_no_reply_is_an_error(kept, raw):
-    with serving(lambda number, body: (200, raw, {})) as asked, pytest.raises(ModelError, match="no reply"):
-        endpoint(asked, retries=1).ask(ASKED[:1], Answers(kept), max_tokens=7)
-    assert len(asked) == 2
+def test_a_wrong_question_is_not_asked_again(serve):
+    server = serve((400, {"error": "too long"}))
+    with pytest.raises(EndpointError, match=r"HTTP 400.*too long"):
+        endpoint(server)[0].complete(HELLO)
+    assert len(server.seen) == 1
 
 
-def test_nobody_there_is_an_error(kept):
-    nowhere = Endpoint("http://127.0.0.1:9/v1", "large", retries=0)
-    with pytest.raises(ModelError, match="cannot be reached"):
-        nowhere.ask(ASKED[:1], Answers(kept), max_tokens=7)
+def test_an_error_never_shows_the_key(serve, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "top-secret")
+    server = serve((401, {"error": "invalid key top-secret"}))
+    with pytest.raises(EndpointError, match="HTTP 401") as caught:
+        endpoint(server, key_env="SOME_KEY")[0].complete(HELLO)
+    assert "top-secret" not in str(caught.value)
+    assert "SOME_KEY" in caught.value.hint
 
 
-def test_log_probabilities_come_with_the_tokens_or_not_at_all(kept):
+def test_silence_is_a_time_out(serve):
+    one, _ = endpoint(serve(0.5), timeout=0.05, retries=1)
+    with pytest.raises(EndpointError, match=r"no answer within 0\.05 s"):
+        one.complete(HELLO)
+
+
+def test_a_connection_that_breaks_off_is_tried_again(serve):
+    server = serve(0.0, said("at last"))
+    one, waits = endpoint(server)
+    assert one.complete(HELLO).text == "at last"
+    assert len(waits) == 1
+
+
+def test_an_address_that_cannot_be_read_is_told():
+    with pytest.raises(EndpointError, match="this is no address"):
+        Endpoint("http://localhost:port/v1", "small").complete(HELLO)
+
+
+@pytest.mark.parametrize("nonsense", [b"<html>", {"choices": []}, {"choices": [{"message": {"content": 7}}]}, [1]])
+def test_nonsense_is_an_error(serve, nonsense):
+    server = serve((200, nonsense))
+    with pytest.raises(EndpointError, match=r"this is no answer.*3 tries"):
+        endpoint(server, retries=2)[0].complete(HELLO)
+    assert len(server.seen) == 3
+
+
+def test_nobody_there_is_told_at_once_and_for_all():
+    one = Endpoint("http://127.0.0.1:1/v1", "small", wait=lambda pause: pytest.fail("it waited"))
+    with pytest.raises(EndpointError, match="it cannot be reached"):
+        one.complete_all([HELLO] * 5)
+
+
+def conversations(count):
+    return [[{"role": "user", "content": f"Number {n}"}] for n in range(count)]
+
+
+def echo(body):
+    return said(body["messages"][0]["content"].upper())
+
+
+def test_answers_come_in_the_order_of_the_questions_several_at_once(serve):
+    def slowly(body):
+        time.sleep(0.05)
+        return echo(body)
+
+    server = serve(slowly)
+    answers = endpoint(server, at_once=4)[0].complete_all(conversations(12))
+    assert answers == [Reply(f"NUMBER {n}") for n in range(12)]
+    assert 1 < server.most <= 4
+
+
+def test_an_error_stands_in_the_place_of_the_answer(serve):
+    server = serve(lambda body: (400, {}) if "3" in body["messages"][0]["content"] else echo(body))
+    answers = endpoint(server)[0].complete_all(conversations(5))
+    assert [isinstance(one, EndpointError) for one in answers] == [False, False, False, True, False]
+
+
+def test_a_refused_key_ends_it_for_all_questions(serve):
+    server = serve((403, {}))
+    with pytest.raises(EndpointError, match="HTTP 403"):
+        endpoint(server, at_once=1)[0].complete_all(conversations(20))
+    assert len(server.seen) == 1
+
+
+def test_nothing_is_asked_twice(serve, tmp_path):
+    server = serve(echo)
+    one, _ = endpoint(server, answers=Answers(tmp_path / "answers.jsonl"))
+    first = one.complete_all(conversations(4), temperature=0.1)
+    again = endpoint(server, answers=Answers(tmp_path / "answers.jsonl"))[0].complete_all(
+        conversations(4), temperature=0.1
+    )
+    assert first == again
+    assert len(server.seen) == 4
+    one.complete(conversations(1)[0], temperature=0.2)
+    assert len(server.seen) == 5
+
+
+def test_a_line_that_a_kill_cut_short_is_asked_again(serve, tmp_path):
+    server, file = serve(echo), tmp_path / "answers.jsonl"
+    endpoint(server, answers=Answers(file))[0].complete_all(conversations(4))
+    file.write_text(file.read_text()[:-20])
+    for _ in range(2):
+        found = endpoint(server, answers=Answers(file))[0].complete_all(conversations(4))
+        assert [one.text for one in found] == [f"NUMBER {n}" for n in range(4)]
+    assert len(server.seen) == 5
+
+
+def test_a_failure_is_not_kept(serve, tmp_path):
+    server = serve((400, {}), said("yes"))
+    one, _ = endpoint(server, answers=Answers(tmp_path / "answers.jsonl"))
+    with pytest.raises(EndpointError):
+        one.complete(HELLO)
+    assert one.complete(HELLO).text == "yes"
+
+
+def test_where_every_answer_is_needed_the_first_error_ends_it_and_what_came_is_kept(serve, tmp_path):
+    server = serve(lambda body: (400, {}) if "3" in body["messages"][0]["content"] else echo(body))
+    answers, seen = Answers(tmp_path / "answers.jsonl"), []
+    with pytest.raises(EndpointError, match="HTTP 400"):
+        endpoint(server, at_once=1, answers=answers)[0].complete_all(conversations(9), every=True, progress=seen.append)
+    assert len(answers.kept) == 3
+    assert (seen, len(server.seen)) == ([1, 2, 3], 4)
+
+
+def test_log_probabilities_come_with_the_tokens_or_not_at_all(serve):
     tokens = [("o", -0.1, [("o", -0.1), ("a", -3.0)]), ("k", -0.2, [])]
-    with serving(lambda number, body: (200, reply("ok", tokens=tokens), {})) as asked:
-        [found] = endpoint(asked).ask(ASKED[:1], Answers(kept), max_tokens=7, top_logprobs=2)
+    wanted = {"logprobs": True, "top_logprobs": 2}
+    found = endpoint(serve((200, reply("ok", tokens=tokens))))[0].complete(HELLO, **wanted)
     assert found.tokens == [["o", -0.1, [["o", -0.1], ["a", -3.0]]], ["k", -0.2, []]]
-    assert asked[0][1]["top_logprobs"] == 2
-    with serving(good) as asked, pytest.raises(ModelError, match="no log-probabilities"):
-        endpoint(asked).ask(ASKED[:1], Answers(None), max_tokens=7, top_logprobs=2)
+    with pytest.raises(EndpointError, match="no log-probabilities"):
+        endpoint(serve(said("ok")))[0].complete(HELLO, **wanted)
+
+
+def test_an_answer_of_nothing_is_empty(serve):
+    assert endpoint(serve(said(None)))[0].complete(HELLO) == Reply("")
+
+
+def test_an_answer_that_was_cut_off_is_known_for_one(serve):
+    server = serve((200, reply("and then", finish="length")))
+    assert endpoint(server)[0].complete(HELLO) == Reply("and then", ended=False)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from burnish.completions import Answers, Endpoint
 from burnish.data.augment import Ask, Messages
+from burnish.endpoint import Answers, Endpoint, Reply
 from burnish.errors import BurnishError, RecipeError
 from burnish.model.load import cache_folder
 from burnish.recipe import Augment, Data, Recipe, Rewriting, Service
@@ -23,7 +23,12 @@ LONGEST = 512  # tokens of a rewritten text
 def ask_endpoint(settings: Rewriting) -> Ask:
     """A function that asks the endpoint of the settings. Raises EndpointError, or RecipeError where it is not told which model."""
     endpoint = endpoint_of(settings.endpoint, "data.augment.rewrite.endpoint")
-    return lambda conversations: endpoint.complete_all(conversations, temperature=settings.temperature)
+
+    def ask(conversations: Sequence[Messages]) -> list[str | BurnishError]:
+        found = endpoint.complete_all(conversations, temperature=settings.temperature)
+        return [one.text.strip() if isinstance(one, Reply) else one for one in found]
+
+    return ask
 
 
 def endpoint_of(service: Service, where: str) -> Endpoint:
@@ -34,8 +39,12 @@ def endpoint_of(service: Service, where: str) -> Endpoint:
             expected="a name that the endpoint knows",
             hint=f"curl {service.url.rstrip('/')}/models   lists them",
         )
-    kept = Answers(cache_folder() / "answers")
-    return Endpoint(**service.model_dump(), answers=kept)
+    return Endpoint(**service.model_dump(), answers=_kept())
+
+
+def _kept() -> Answers:
+    """The answers of all runs."""
+    return Answers(cache_folder() / "answers.jsonl")
 
 
 def rewriter(recipe: Recipe, chosen: Chosen) -> Ask | None:
@@ -68,7 +77,7 @@ def _ask_model(recipe: Recipe, chosen: Chosen) -> Ask:
 
     Answers are drawn by a seed of the questions that are asked together, and kept, so that they are the same in every run.
     """
-    settings, answers = recipe.data.augment.rewrite, Answers(cache_folder() / "answers")
+    settings, answers = recipe.data.augment.rewrite, _kept()
     files = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(Path(chosen.source).glob("*"))]
     loaded: list[Any] = []
 
@@ -83,12 +92,12 @@ def _ask_model(recipe: Recipe, chosen: Chosen) -> Ask:
         questions = [{**together, "messages": messages} for messages in conversations]
         known = [answers.get(question) for question in questions]
         if None not in known:
-            return [str(answer) for answer in known]
+            return [answer.text for answer in known if answer]
         if not loaded:
             loaded.append(_load(recipe, chosen))
         found = _generate(loaded[0], conversations, settings, int(key_seed(together)))
         for question, answer in zip(questions, found, strict=True):
-            answers.put(question, answer)
+            answers.put(question, Reply(answer))
         return [*found]
 
     return ask

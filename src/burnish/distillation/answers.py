@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from burnish.data.ledger import Entry, Ledger
 from burnish.data.render import Chat, question_and_answer
 from burnish.data.rows import Conversation, Labelled, Prompt, Row, Text, Turn, Turns
 from burnish.data.split import Guarded
-from burnish.endpoint import Answers, Endpoint, Reply, key_of_question
-from burnish.errors import ModelError, RowError
+from burnish.endpoint import Answers, Endpoint, Reply
+from burnish.errors import EndpointError, ModelError, RowError
 from burnish.folder import Run
 from burnish.model.sample import Sampler
 from burnish.recipe import Recipe
@@ -104,27 +105,65 @@ def _ask(
         run.progress.update(f"the teacher: {done} of {len(conversations)} answers")
 
     if guide.place is None:
-        figures = max(recipe.distill.top_k or 0, 1) if recipe.distill.on == "probabilities" else None
-        messages = [[turn.as_json() for turn in turns] for turns in conversations]
-        return endpoint_of(recipe).ask(messages, answers, max_tokens=room, top_logprobs=figures, progress=show)
-    keys = [key_of_question(guide.key, room, [turn.as_json() for turn in turns]) for turns in conversations]
-    waiting = [n for n, key in enumerate(keys) if key not in answers.kept]
+        figures: dict[str, Any] = {}
+        if recipe.distill.on == "probabilities":
+            figures = {"logprobs": True, "top_logprobs": max(recipe.distill.top_k or 0, 1)}
+        return ask_endpoint(recipe, conversations, answers, room, show, **figures)
+    questions = [[guide.key, room, [turn.as_json() for turn in turns]] for turns in conversations]
+    found: list[Reply | None] = [answers.get(question) for question in questions]
+    waiting = [n for n, reply in enumerate(found) if reply is None]
     if waiting:
         chat = Chat(guide.tokenizer)
         net = guide.load(recipe)
         sampler = Sampler(net.model, guide.tokenizer, chat.end_ids)
         for start in range(0, len(waiting), WRITTEN_AT_ONCE):
             part = waiting[start : start + WRITTEN_AT_ONCE]
-            found = sampler.sample([chat.prompt(conversations[n]) for n in part], max_new_tokens=room)
-            for n, [completion] in zip(part, found, strict=True):
-                answers.add(keys[n], Reply(completion.text, completion.stop == "end"))
-            show(len(keys) - len(waiting) + start + len(part))
-    return [answers.kept[key] for key in keys]
+            written = sampler.sample([chat.prompt(conversations[n]) for n in part], max_new_tokens=room)
+            for n, [completion] in zip(part, written, strict=True):
+                found[n] = reply = Reply(completion.text, completion.stop == "end")
+                answers.put(questions[n], reply)
+            show(len(questions) - len(waiting) + start + len(part))
+    return [reply for reply in found if reply is not None]
 
 
-def endpoint_of(recipe: Recipe) -> Endpoint:
+def ask_endpoint(
+    recipe: Recipe,
+    conversations: Sequence[Turns],
+    answers: Answers,
+    room: int,
+    progress: Callable[[int], None] = lambda done: None,
+    **figures: Any,
+) -> list[Reply]:
+    """The endpoint's reply to each conversation, greedily decoded. room: tokens that one may have. figures: what else is asked for.
+
+    Raises ModelError where it does not answer after all tries, refuses, or answers what is no reply; what came until then is kept.
+    """
+    messages = [[turn.as_json() for turn in turns] for turns in conversations]
+    endpoint, key = endpoint_of(recipe, answers), recipe.distill.key_variable
+    try:
+        options = {"temperature": 0, "max_tokens": room, **figures}
+        found = endpoint.complete_all(messages, every=True, progress=progress, **options)
+    except EndpointError as error:
+        state = "is set" if os.environ.get(key) else "is not set"
+        refused = f"export {key}=...   ({state}); distill.key_variable names another"
+        hints = {401: refused, 403: refused, 404: "--set distill.endpoint_model=NAME"}
+        otherwise = "typed again, the run goes on: the answers that came are kept"
+        if figures and not error.status and error.for_all:
+            otherwise = "distill: {on: answers}   needs nothing but text"
+        raise ModelError(
+            f"the teacher fails: {error.found}",
+            where=endpoint.url,
+            expected="an OpenAI-compatible endpoint",
+            hint=hints.get(error.status, otherwise),
+        ) from error
+    return [reply for reply in found if isinstance(reply, Reply)]
+
+
+def endpoint_of(recipe: Recipe, answers: Answers | None = None) -> Endpoint:
+    """The teacher's. A server on one's own machine needs no key, so the variable may be unset."""
     one = recipe.distill
-    return Endpoint(one.teacher, one.endpoint_model, one.key_variable, one.timeout, one.retries, one.parallel)
+    key = one.key_variable if os.environ.get(one.key_variable) else ""
+    return Endpoint(one.teacher, one.endpoint_model, key, one.timeout, one.retries, one.parallel, answers)
 
 
 def nonsense(reply: Reply, reference: str, scorer: Scorer | None, min_score: float) -> str:

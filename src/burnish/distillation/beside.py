@@ -12,9 +12,10 @@ from torch import Tensor
 
 from burnish.data.classes import Classes
 from burnish.data.render import Chat, question_and_answer
-from burnish.distillation.answers import endpoint_of
+from burnish.data.rows import Turns
+from burnish.distillation.answers import ask_endpoint, endpoint_of
 from burnish.distillation.choose import Guide
-from burnish.endpoint import Answers
+from burnish.endpoint import Answers, Reply
 from burnish.errors import RecipeError
 from burnish.evaluate.runner import Exam, Item, Sitting, compare, make_items
 from burnish.evaluate.scored import ScoredExam
@@ -128,13 +129,15 @@ def _endpoint_sits(
     """The endpoint's answers to the test rows, which are kept, and the seconds of some that are asked again for the clock."""
     if exam.scorer is None:
         raise RecipeError("plain text asks nothing", where="data.test", expected="rows with a question")
-    endpoint, chat = endpoint_of(recipe), tokenized.chat
-    asked = [question_and_answer(row)[0] for row in tokenized.test.rows]
-    messages = [[turn.as_json() for turn in chat.with_system(turns)] for turns in asked]
+    asked = [tokenized.chat.with_system(question_and_answer(row)[0]) for row in tokenized.test.rows]
     kept = Answers(run.folder / "teacher" / "answers.jsonl")
-    replies = endpoint.ask(messages, kept, max_tokens=exam.max_new_tokens)
+    replies = ask_endpoint(recipe, asked, kept, exam.max_new_tokens)
     answers = [reply.text for reply in replies]
     scores = [exam.scorer.score(text, item.reference) for text, item in zip(answers, exam.items, strict=True)]
     nothing = np.zeros(len(answers))
-    bodies = [endpoint.body(one, exam.max_new_tokens, None) for one in messages[:count]]
-    return Sitting(answers, scores, nothing, nothing), time_answers(endpoint.one, bodies)
+    endpoint = endpoint_of(recipe)  # which knows of nothing that was kept
+
+    def again(turns: Turns) -> Reply:
+        return endpoint.complete([turn.as_json() for turn in turns], temperature=0, max_tokens=exam.max_new_tokens)
+
+    return Sitting(answers, scores, nothing, nothing), time_answers(again, asked[:count])
