@@ -183,7 +183,11 @@ class Endpoint:
         reply = _reply_of(raw, self.url)
         if body.get("logprobs") and reply.text and not reply.tokens:
             raise EndpointError(
-                "it gives no log-probabilities", where=self.url, expected="choices[0].logprobs.content", for_all=True
+                "it gives no log-probabilities",
+                where=self.url,
+                expected="choices[0].logprobs.content",
+                hint="distill: {on: answers}   needs nothing but text",
+                for_all=True,
             )
         return reply
 

@@ -147,13 +147,11 @@ def ask_endpoint(
         state = "is set" if os.environ.get(key) else "is not set"
         refused = f"export {key}=...   ({state}); distill.key_variable names another"
         hints = {401: refused, 403: refused, 404: "--set distill.endpoint_model=NAME"}
-        otherwise = "typed again, the run goes on: the answers that came are kept"
-        if figures and not error.status and error.for_all:
-            otherwise = "distill: {on: answers}   needs nothing but text"
+        otherwise = error.hint or "typed again, the run goes on: the answers that came are kept"
         raise ModelError(
             f"the teacher fails: {error.found}",
             where=endpoint.url,
-            expected="an OpenAI-compatible endpoint",
+            expected=error.expected or "an OpenAI-compatible endpoint",
             hint=hints.get(error.status, otherwise),
         ) from error
     return [reply for reply in found if isinstance(reply, Reply)]
