@@ -100,6 +100,21 @@ def test_the_key_comes_from_the_environment(serve, monkeypatch):
     assert server.headers[0]["Authorization"] == "Bearer top-secret"
 
 
+@pytest.mark.parametrize("key", ["top-secret\r", " top-secret\n"])
+def test_white_space_around_a_key_is_no_part_of_it(serve, monkeypatch, key):
+    monkeypatch.setenv("SOME_KEY", key)
+    server = serve(said("yes"))
+    endpoint(server, key_env="SOME_KEY")[0].complete(HELLO)
+    assert server.headers[0]["Authorization"] == "Bearer top-secret"
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "top-secret’s")
+    with pytest.raises(EndpointError, match="SOME_KEY cannot be sent") as caught:
+        Endpoint("http://localhost/v1", "small", key_env="SOME_KEY")
+    assert "secret" not in str(caught.value)
+
+
 def test_a_key_that_is_not_set_is_named(monkeypatch):
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(EndpointError, match="SOME_KEY is not set"):
@@ -182,6 +197,17 @@ def test_nobody_there_is_told_at_once_and_for_all():
         one.complete_all([HELLO] * 5)
 
 
+def test_an_endpoint_that_answered_before_may_be_starting_anew(serve):
+    server = serve(said("yes"))
+    one, waits = endpoint(server, retries=2)
+    one.complete(HELLO)
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(EndpointError, match=r"it cannot be reached.*3 tries"):
+        one.complete([{"role": "user", "content": "Still there?"}])
+    assert len(waits) == 2
+
+
 def conversations(count):
     return [[{"role": "user", "content": f"Number {n}"}] for n in range(count)]
 
@@ -199,6 +225,13 @@ def test_answers_come_in_the_order_of_the_questions_several_at_once(serve):
     answers = endpoint(server, at_once=4)[0].complete_all(conversations(12))
     assert answers == [Reply(f"NUMBER {n}") for n in range(12)]
     assert 1 < server.most <= 4
+
+
+def test_equal_questions_are_one(serve):
+    server = serve(echo)
+    found = endpoint(server)[0].complete_all([*conversations(2), *conversations(3)])
+    assert [one.text for one in found] == [f"NUMBER {n}" for n in (0, 1, 0, 1, 2)]
+    assert len(server.seen) == 3
 
 
 def test_an_error_stands_in_the_place_of_the_answer(serve):
@@ -263,8 +296,9 @@ def test_log_probabilities_come_with_the_tokens_or_not_at_all(serve):
         endpoint(serve(said("ok")))[0].complete(HELLO, **wanted)
 
 
-def test_an_answer_of_nothing_is_empty(serve):
-    assert endpoint(serve(said(None)))[0].complete(HELLO) == Reply("")
+def test_an_answer_of_nothing_is_empty_and_is_asked_for_again(serve):
+    one, _ = endpoint(serve(said(None), said("yes")), answers=Answers())
+    assert [one.complete(HELLO).text for _ in range(3)] == ["", "yes", "yes"]
 
 
 def test_an_answer_that_was_cut_off_is_known_for_one(serve):

@@ -40,7 +40,8 @@ class Reply:
 class Answers:
     """Replies kept in a JSON Lines file as they come, by what was asked: what a kill leaves half written is asked again.
 
-    Threads may share one, and processes a file. path: None where nothing is to be kept beyond this process.
+    Threads may share one. Processes may share a file: each sees what the others wrote before it began. path: None where nothing is to be
+    kept beyond this process.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -49,7 +50,9 @@ class Answers:
         for line in path.read_bytes().splitlines() if path is not None and path.exists() else ():
             try:
                 record = json.loads(line)
-                self.kept[record["key"]] = Reply(**record["reply"])
+                reply = Reply(**record["reply"])
+                if isinstance(reply.text, str):
+                    self.kept[record["key"]] = reply
             except (ValueError, KeyError, TypeError):
                 continue
 
@@ -88,6 +91,7 @@ class Endpoint:
     at_once: int = 4
     answers: Answers | None = None
     wait: Callable[[float], object] | None = None
+    _there: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)  # it has answered once
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -101,6 +105,17 @@ class Endpoint:
                 expected="the API key in it",
                 hint=f"export {self.key_env}=...",
             )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise EndpointError(
+                f"what is in the environment variable {self.key_env} cannot be sent",
+                where=self.url,
+                expected="an API key of plain letters, digits and signs",
+                hint=f"export {self.key_env}=...",
+            )
+
+    @property
+    def _key(self) -> str:
+        return os.environ[self.key_env].strip() if self.key_env else ""
 
     def complete(self, messages: Messages, *, ended: threading.Event | None = None, **options: Any) -> Reply:
         """The answer to a conversation. options: temperature, max_tokens and whatever else the endpoint knows.
@@ -109,7 +124,8 @@ class Endpoint:
         """
         body = {"model": self.model, "messages": [dict(one) for one in messages], **options}
         question = {"url": self.url, **body}
-        if self.answers and (known := self.answers.get(question)) is not None:
+        known = self.answers.get(question) if self.answers else None
+        if known and known.text:  # who said nothing may have more to say another time
             return known
         reply = self._asked(body, ended or threading.Event())
         if self.answers:
@@ -148,22 +164,25 @@ class Endpoint:
                 progress(done)
             return reply
 
+        keys = [_key_of(list(messages)) for messages in conversations]
+        different = dict(zip(keys, conversations, strict=True))
         with ThreadPoolExecutor(self.at_once) as pool:
             try:
-                found = list(pool.map(ask, conversations))
+                found = dict(zip(different, pool.map(ask, different.values()), strict=True))
             except BaseException:
                 ended.set()
                 raise
         if first:
             raise first[0]
-        return found
+        return [found[key] for key in keys]
 
     def _asked(self, body: Mapping[str, Any], ended: threading.Event) -> Reply:
         for attempt in range(self.retries + 1):
             try:
                 return self._once(body)
             except EndpointError as error:
-                if not error.again:
+                gone = error.for_all and not error.status and self._there.is_set()  # it may only be starting anew
+                if not (error.again or gone):
                     raise
                 last, pause = error, max(error.pause, 2**attempt * random.uniform(0.5, 1))  # or all come back together
             if attempt < self.retries:
@@ -175,11 +194,11 @@ class Endpoint:
         raise last
 
     def _once(self, body: Mapping[str, Any]) -> Reply:
-        key = os.environ[self.key_env] if self.key_env else ""
         refused = f"export {self.key_env}=...   the key was refused" if self.key_env else "name the variable of a key"
         absent = f"is the model {self.model!r} served there, and does the address end in /v1?"
         hints = {401: refused, 403: refused, 404: absent, 405: absent}
-        raw = _send(self.url, body, key=key, timeout=self.timeout, hints=hints)
+        raw = _send(self.url, body, key=self._key, timeout=self.timeout, hints=hints)
+        self._there.set()
         reply = _reply_of(raw, self.url)
         if body.get("logprobs") and reply.text and not reply.tokens:
             raise EndpointError(
@@ -211,7 +230,8 @@ def _send(url: str, body: Mapping[str, Any], *, key: str, timeout: float, hints:
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError):
             raise _late(url, timeout) from error
-        nobody = isinstance(error.reason, ConnectionRefusedError | socket.gaierror)
+        late = isinstance(error.reason, socket.gaierror) and error.reason.errno == socket.EAI_AGAIN
+        nobody = isinstance(error.reason, ConnectionRefusedError | socket.gaierror) and not late
         raise EndpointError(
             f"it cannot be reached: {error.reason}",
             where=url,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.data.augment import Ask, Messages
 from burnish.endpoint import Answers, Endpoint, Reply
-from burnish.errors import BurnishError, RecipeError
+from burnish.errors import BurnishError, EndpointError, RecipeError
+from burnish.folder import key_of
 from burnish.model.load import cache_folder
 from burnish.recipe import Augment, Data, Recipe, Rewriting, Service
 
@@ -26,7 +27,7 @@ def ask_endpoint(settings: Rewriting) -> Ask:
 
     def ask(conversations: Sequence[Messages]) -> list[str | BurnishError]:
         found = endpoint.complete_all(conversations, temperature=settings.temperature)
-        return [one.text.strip() if isinstance(one, Reply) else one for one in found]
+        return [_text_of(one, endpoint) if isinstance(one, Reply) else one for one in found]
 
     return ask
 
@@ -39,12 +40,17 @@ def endpoint_of(service: Service, where: str) -> Endpoint:
             expected="a name that the endpoint knows",
             hint=f"curl {service.url.rstrip('/')}/models   lists them",
         )
-    return Endpoint(**service.model_dump(), answers=_kept())
+    return Endpoint(**service.model_dump(), answers=_kept(service.url, service.model))
 
 
-def _kept() -> Answers:
-    """The answers of all runs."""
-    return Answers(cache_folder() / "answers.jsonl")
+def _text_of(reply: Reply, endpoint: Endpoint) -> str | BurnishError:
+    cut = EndpointError("the answer was cut off", where=endpoint.url)
+    return reply.text.strip() if reply.ended else cut
+
+
+def _kept(*model: str) -> Answers:
+    """The answers of a model, of all runs."""
+    return Answers(cache_folder() / "answers" / f"{key_of(*model)}.jsonl")
 
 
 def rewriter(recipe: Recipe, chosen: Chosen) -> Ask | None:
@@ -77,7 +83,7 @@ def _ask_model(recipe: Recipe, chosen: Chosen) -> Ask:
 
     Answers are drawn by a seed of the questions that are asked together, and kept, so that they are the same in every run.
     """
-    settings, answers = recipe.data.augment.rewrite, _kept()
+    settings, answers = recipe.data.augment.rewrite, _kept(chosen.source)
     files = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(Path(chosen.source).glob("*"))]
     loaded: list[Any] = []
 

@@ -57,6 +57,12 @@ def test_a_file_that_is_damaged_or_gone_is_written_again(net, tmp_path, spoil):
     assert file.read_bytes() == whole
 
 
+def test_a_file_that_cannot_be_written_costs_nothing_but_the_time(net, tmp_path):
+    (tmp_path / "full").write_text("a file where a folder should be")
+    net.remember(texts(), row_tokens=64, file=tmp_path / "full" / "features.safetensors")
+    assert len(net.features) == 12
+
+
 def test_features_of_fewer_sequences_are_not_taken(net, tmp_path):
     file = tmp_path / "features.safetensors"
     net.remember(texts(4), row_tokens=64, file=file)

@@ -187,9 +187,27 @@ def test_gradients_of_one_micro_batch_grow_into_the_room_of_its_activations():
     assert one["activations"] + one["gradients"] >= many["gradients"]
 
 
+def test_what_one_layer_takes_is_that_of_the_layers_that_are_walked_back():
+    frozen = Freeze(layers="0-2", modules=["embed_tokens", "lm_head", "norm"])
+    shape = make_shape(adapter=FULL, freeze=frozen)
+    whole = make_shape(adapter=FULL)
+    norms = 2 * shape.hidden
+    assert memory.trained_in_layer(shape) == memory.trained_in_layer(whole) - norms
+    (_, left, _) = memory.moments_of(shape, CARD, 1000, 512, 512, split=False)[3]
+    assert left == 1000
+
+
+def test_an_update_within_the_backward_pass_lets_the_gradient_of_a_head_of_its_own_go():
+    now = replace(CARD, in_backward=True)
+    own, shared = (make_shape(adapter=FULL, tied=tied) for tied in (False, True))
+    first = [memory.moments_of(shape, now, 0, 512, 512, split=False)[2][0] for shape in (own, shared)]
+    assert first[1] - first[0] == 4 * own.vocabulary * own.hidden
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_of_head_and_embeddings_have_a_second_gradient_for_a_moment(tied):
     shape = make_shape(adapter=FULL, tied=tied)
+    assert shape.tied == tied
     last = memory.moments_of(shape, CARD, 0, 512, 512, split=True)[-1]
     assert last == (4 * (shape.trained + (shape.vocabulary * shape.hidden if tied else 0)), 0, 0)
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from burnish.tuning.space import Choices, Range
-from burnish.tuning.storage import SILENT, STARTING, beating, distributions, is_dead, this_process
+from burnish.tuning.storage import (
+    SILENT,
+    STARTING,
+    KernelLock,
+    beating,
+    distributions,
+    is_dead,
+    open_storage,
+    this_process,
+)
 
 NOW = time.time()
 ELSEWHERE = {"host": "another machine", "pid": 1, "began": "1"}
@@ -24,6 +35,38 @@ def running(started=NOW, **attributes):
     trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
     trial.datetime_start = datetime.fromtimestamp(started)
     return trial
+
+
+HOLDING = """
+import sys, time
+from burnish.tuning.storage import KernelLock
+lock = KernelLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_that_is_killed_leaves_no_lock_on_the_journal(tmp_path):
+    path = str(tmp_path / "journal.log.held")
+    process = subprocess.Popen([sys.executable, "-c", HOLDING, path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with open(path) as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    lock = KernelLock(path)
+    assert lock.acquire()
+    lock.release()
+
+
+def test_a_lock_that_another_kind_of_locking_left_is_in_nobodys_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("journal.log", "journal.log.lock")
+    study = optuna.create_study(storage=open_storage(None, Path()), study_name="study")
+    study.set_user_attr("key", "value")
+    assert study.user_attrs == {"key": "value"}
 
 
 def test_a_trial_of_this_process_lives():

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 
@@ -24,8 +25,10 @@ from burnish.progress import Progress
 from burnish.recipe import load_recipe, make_recipe
 from burnish.train.hooks import StopSignal
 from burnish.tuning import study as studies
+from burnish.tuning.command import claim
 from burnish.tuning.report import render, summary
 from burnish.tuning.space import Budget, Choices, Range
+from burnish.tuning.storage import open_storage
 from burnish.tuning.study import Search, look_of
 from burnish.tuning.trial import gather
 from tiny_runs import asked_and_answered, recipe_of, write_rows
@@ -193,9 +196,30 @@ def test_checkpoints_stay_only_of_the_best_and_the_default(done):
 
 def test_another_recipe_in_the_same_folder_is_refused(done, recipe):
     folder, _ = done
-    with pytest.raises(RecipeError, match="another recipe") as caught:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(RecipeError, match="another recipe, or of this one") as caught:
         api.tune(recipe, out=folder, overrides={"train.epochs": 3}, quiet=True)
     assert "--out" in caught.value.hint
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_other_data_in_the_same_folder_are_refused_before_anything_is_written(recipe, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    claimed = make_recipe({"model": "a/b", "data": {"train": str(file)}})
+    for text, same in (("{}", True), ("{}", True), ("{} ", False)):
+        file.write_text(text)
+        if same:
+            claim(tmp_path / "study", claimed)
+            continue
+        with pytest.raises(RecipeError, match="a file has changed"):
+            claim(tmp_path / "study", claimed)
+
+
+def test_the_folder_of_a_run_is_not_taken(recipe, tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(RecipeError, match="there is a run here"):
+        api.tune(recipe, out=tmp_path, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 # The test rows -------------------------------------------------------------------------------------------------------
@@ -455,3 +479,4 @@ def test_a_study_that_was_killed_goes_on(start, recipe, tmp_path):
     assert "running" not in report["counts"]
     assert report["trials"][0]["default"]
     assert report["seeds"]
+    assert len(optuna.get_all_study_names(open_storage(None, tmp_path / "study"))) == 1

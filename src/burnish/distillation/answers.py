@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -139,10 +140,18 @@ def ask_endpoint(
     Raises ModelError where it does not answer after all tries, refuses, or answers what is no reply; what came until then is kept.
     """
     messages = [[turn.as_json() for turn in turns] for turns in conversations]
-    endpoint, key = endpoint_of(recipe, answers), recipe.distill.key_variable
-    try:
-        options = {"temperature": 0, "max_tokens": room, **figures}
+    endpoint, options = endpoint_of(recipe, answers), {"temperature": 0, "max_tokens": room, **figures}
+    with of_the_teacher(recipe):
         found = endpoint.complete_all(messages, every=True, progress=progress, **options)
+    return [reply for reply in found if isinstance(reply, Reply)]  # all of them
+
+
+@contextmanager
+def of_the_teacher(recipe: Recipe) -> Iterator[None]:
+    """Say of an EndpointError that it is the teacher's, as ModelError, and what to type."""
+    key = recipe.distill.key_variable
+    try:
+        yield
     except EndpointError as error:
         state = "is set" if os.environ.get(key) else "is not set"
         refused = f"export {key}=...   ({state}); distill.key_variable names another"
@@ -150,11 +159,10 @@ def ask_endpoint(
         otherwise = error.hint or "typed again, the run goes on: the answers that came are kept"
         raise ModelError(
             f"the teacher fails: {error.found}",
-            where=endpoint.url,
+            where=recipe.distill.teacher,
             expected=error.expected or "an OpenAI-compatible endpoint",
             hint=hints.get(error.status, otherwise),
         ) from error
-    return [reply for reply in found if isinstance(reply, Reply)]
 
 
 def endpoint_of(recipe: Recipe, answers: Answers | None = None) -> Endpoint:

@@ -13,7 +13,7 @@ from torch import Tensor
 from burnish.data.classes import Classes
 from burnish.data.render import Chat, question_and_answer
 from burnish.data.rows import Turns
-from burnish.distillation.answers import ask_endpoint, endpoint_of
+from burnish.distillation.answers import ask_endpoint, endpoint_of, of_the_teacher
 from burnish.distillation.choose import Guide
 from burnish.endpoint import Answers, Reply
 from burnish.errors import RecipeError
@@ -140,4 +140,6 @@ def _endpoint_sits(
     def again(turns: Turns) -> Reply:
         return endpoint.complete([turn.as_json() for turn in turns], temperature=0, max_tokens=exam.max_new_tokens)
 
-    return Sitting(answers, scores, nothing, nothing), time_answers(again, asked[:count])
+    with of_the_teacher(recipe):
+        seconds = time_answers(again, asked[:count])
+    return Sitting(answers, scores, nothing, nothing), seconds

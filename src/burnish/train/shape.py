@@ -27,6 +27,7 @@ class Shape:
     largest tensor outside of them. outside: trained outside of the layers. met, met_trained: weights of linear maps in the layers that a
     token is multiplied with, and those of them that are trained. gated: what gate and up alone make of `met`.
     walked: the share of the layers, from the top, that the backward pass walks through. beside: an adapter stands beside frozen weights.
+    tied: head and embeddings share their weights.
     """
 
     layers: int
@@ -52,6 +53,7 @@ class Shape:
     walked: float
     beside: bool
     head_trained: bool
+    tied: bool
 
 
 def shape_of(config: PretrainedConfig, model: nn.Module) -> Shape:
@@ -101,6 +103,7 @@ def shape_of(config: PretrainedConfig, model: nn.Module) -> Shape:
         walked=_share_walked_back(named),
         beside=hasattr(model, "peft_config"),
         head_trained=any("embed" in name or "head" in name for name in trained if not is_adapters(name)),
+        tied=bool(getattr(text, "tie_word_embeddings", False)) and _writes(model),
     )
 
 

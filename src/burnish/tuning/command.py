@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from burnish.errors import TrainingError
-from burnish.folder import Run, key_of, locked, write_text
+from burnish.errors import RecipeError, TrainingError
+from burnish.folder import Run, files_key, key_of, locked, write_text
 from burnish.guards import Evidence
+from burnish.joint import files_of
 from burnish.pipeline import learnt
 from burnish.progress import Progress
 from burnish.recipe import Recipe
@@ -20,6 +22,7 @@ from burnish.tuning.storage import is_dead
 from burnish.tuning.study import Search, reason_of
 from burnish.tuning.trial import gather, resolved
 
+ANOTHER = "--out ANOTHER   begins a new one"
 OTHERS = "other processes still run trials of this study; the last one to end trains the winner"
 
 
@@ -44,6 +47,7 @@ def tune_recipe(
     stop = StopSignal()
     with stop.watching():
         run = Run(folder, progress, Evidence(recipe), name)
+        claim(folder, recipe)
         with locked(folder / "data.lock"):  # the rows are cleaned by one process, and read by the others
             material = gather(run, recipe)
         known = resolved(recipe, material)
@@ -75,6 +79,27 @@ def tune_recipe(
         finally:
             report = write()
     return report
+
+
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Make the folder that of this study, before anything in it is written anew.
+
+    Raises RecipeError where it is a run's, or that of a study of another recipe or other data.
+    """
+    if (folder / "report.json").exists():
+        raise RecipeError("there is a run here", where=str(folder), expected="a folder of its own", hint=ANOTHER)
+    files = [file for one in recipe.each.values() for file in files_of(one)]
+    own = {"keys": key_of(learnt(recipe)), "data": files_key(files)}
+    with locked(folder / "data.lock"):
+        path = folder / "study.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else own
+        if known["keys"] != own["keys"]:
+            found = "the study here is of another recipe, or of this one with other keys"
+        elif known["data"] != own["data"]:
+            found = "the study here is of other data: a file has changed since"
+        else:
+            return write_text(path, json.dumps(own))
+    raise RecipeError(found, where=str(folder), hint=ANOTHER)
 
 
 def _require_one(search: Search) -> None:

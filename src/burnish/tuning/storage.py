@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import threading
@@ -10,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -37,7 +38,8 @@ def open_storage(storage: str | None, folder: Path) -> Any:
             warnings.simplefilter("ignore")  # Optuna calls parts that it has had for years experimental
             if storage and "://" in storage:
                 return optuna.storages.RDBStorage(storage, engine_kwargs=_patience(storage))
-            backend = JournalFileBackend(storage or str(folder / "journal.log"))
+            journal = storage or str(folder / "journal.log")
+            backend = JournalFileBackend(journal, lock_obj=KernelLock(f"{journal}.held"))  # type: ignore[arg-type]
             return optuna.storages.JournalStorage(backend)
     except Exception as error:  # a driver that is missing, a file that is no database, a server that is away
         raise RecipeError(
@@ -46,6 +48,24 @@ def open_storage(storage: str | None, folder: Path) -> Any:
             expected="a file, or the URL of a database",
             hint="--storage sqlite:///studies.db",
         ) from error
+
+
+class KernelLock:
+    """Held on a journal by one process at a time. The kernel lets go of it with its process, where a file that stands for a lock stays."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  # held until it is released
+        fcntl.flock(file, fcntl.LOCK_EX)
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _patience(url: str) -> dict[str, Any]:

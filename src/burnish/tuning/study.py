@@ -68,7 +68,7 @@ class Search:
             warnings.simplefilter("ignore")
             self.study = optuna.create_study(
                 storage=open_storage(self.storage, self.folder),
-                study_name=self.name,
+                study_name=self.name if self.storage else "study",  # a folder holds one, whatever its recipe is called
                 direction="maximize",
                 load_if_exists=True,
                 sampler=Numbered(self.recipe.train.seed),
