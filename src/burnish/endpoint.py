@@ -181,8 +181,7 @@ class Endpoint:
             try:
                 return self._once(body)
             except EndpointError as error:
-                gone = error.for_all and not error.status and self._there.is_set()  # it may only be starting anew
-                if not (error.again or gone):
+                if not error.again:
                     raise
                 last, pause = error, max(error.pause, 2**attempt * random.uniform(0.5, 1))  # or all come back together
             if attempt < self.retries:
@@ -197,7 +196,8 @@ class Endpoint:
         refused = f"export {self.key_env}=...   the key was refused" if self.key_env else "name the variable of a key"
         absent = f"is the model {self.model!r} served there, and does the address end in /v1?"
         hints = {401: refused, 403: refused, 404: absent, 405: absent}
-        raw = _send(self.url, body, key=self._key, timeout=self.timeout, hints=hints)
+        known = self._there.is_set()
+        raw = _send(self.url, body, key=self._key, timeout=self.timeout, hints=hints, known=known)
         self._there.set()
         reply = _reply_of(raw, self.url)
         if body.get("logprobs") and reply.text and not reply.tokens:
@@ -211,10 +211,13 @@ class Endpoint:
         return reply
 
 
-def _send(url: str, body: Mapping[str, Any], *, key: str, timeout: float, hints: Mapping[int, str]) -> bytes:
+def _send(
+    url: str, body: Mapping[str, Any], *, key: str, timeout: float, hints: Mapping[int, str], known: bool
+) -> bytes:
     """What the endpoint sends back, asked once. hints: what to do about an HTTP status that it refuses with.
 
-    Raises EndpointError for everything else, without the key in it.
+    known: it has answered before, so where nobody is there it may be starting anew. Raises EndpointError for everything else, without the
+    key in it.
     """
     address = url.rstrip("/")
     address = address if address.endswith("/chat/completions") else f"{address}/chat/completions"
@@ -237,7 +240,7 @@ def _send(url: str, body: Mapping[str, Any], *, key: str, timeout: float, hints:
             where=url,
             expected="an endpoint that answers there",
             hint=f"curl {url.rstrip('/')}/models   shows whether one does",
-            again=not nobody,
+            again=known or not nobody,
             for_all=nobody,
         ) from error
     except (ValueError, http.client.InvalidURL) as error:

@@ -44,8 +44,7 @@ def endpoint_of(service: Service, where: str) -> Endpoint:
 
 
 def _text_of(reply: Reply, endpoint: Endpoint) -> str | BurnishError:
-    cut = EndpointError("the answer was cut off", where=endpoint.url)
-    return reply.text.strip() if reply.ended else cut
+    return reply.text.strip() if reply.ended else EndpointError("the answer was cut off", where=endpoint.url)
 
 
 def _kept(*model: str) -> Answers:

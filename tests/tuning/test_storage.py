@@ -39,8 +39,9 @@ def running(started=NOW, **attributes):
 
 HOLDING = """
 import sys, time
+from pathlib import Path
 from burnish.tuning.storage import KernelLock
-lock = KernelLock(sys.argv[1])
+lock = KernelLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)
 time.sleep(600)
@@ -56,7 +57,7 @@ def test_a_process_that_is_killed_leaves_no_lock_on_the_journal(tmp_path):
     process.kill()
     process.wait()
     process.stdout.close()
-    lock = KernelLock(path)
+    lock = KernelLock(Path(path))
     assert lock.acquire()
     lock.release()
 

