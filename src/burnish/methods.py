@@ -60,6 +60,11 @@ def refused_keys(method: str, keys: Mapping[str, Any]) -> list[str]:
     return [key for key, value in keys.items() if key in KEYS and key not in taken and value is not None]
 
 
+def used_keys(method: str) -> list[str]:
+    """The keys of `adapter` that change what the method trains: those that train the model's own weights leave theirs unused."""
+    return list(METHODS[method].defaults) if METHODS[method].beside else []
+
+
 def keys_of(method: str) -> str:
     """What a method takes, in words."""
     return ", ".join(METHODS[method].defaults) or "no further key"

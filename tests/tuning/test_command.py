@@ -54,6 +54,7 @@ def test_the_test_of_rates_prints_the_suggestion(call):
         (["--range", "train.learnin_rate=1e-5:1e-3"], "did you mean"),
         (["--choices", "adapter.rank=0,8"], "adapter.rank"),
         (["--range", "train.seed=0:3"], "cannot be tuned"),
+        (["--set", "adapter.method=full", "--choices", "adapter.rank=4,8"], "the method full has no use for it"),
         (["--budget", "soon"], "expected a number of trials, or a time"),
         (["--storage", "nothing://here"], "--storage"),
         (["--lr-range", "--steps", "3"], "too few"),

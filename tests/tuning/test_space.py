@@ -96,6 +96,29 @@ def test_what_cannot_be_a_space_says_why_and_where(space, said):
 
 
 @pytest.mark.parametrize(
+    ("method", "key", "expected"),
+    [
+        ("head", "adapter.rank", "a key of another section"),
+        ("full", "r", "a key of another section"),
+        ("ia3", "adapter.dropout", "one of: adapter.targets"),
+    ],
+)
+def test_a_key_that_the_method_has_no_use_for_is_refused(method, key, expected):
+    recipe = make_recipe({"data": {"train": "rows.jsonl"}, "adapter": {"method": method}})
+    with pytest.raises(RecipeError, match=f"the method {method} has no use for it") as caught:
+        read_space(recipe, [f"{key}=0.1:0.2"])
+    assert caught.value.where == f"--range {key}"
+    assert expected in caught.value.expected
+    assert caught.value.hint == "--set adapter.method=lora   uses it"
+
+
+def test_a_key_that_one_of_the_methods_tried_uses_may_vary():
+    recipe = make_recipe({"data": {"train": "rows.jsonl"}, "adapter": {"method": "full"}})
+    space = read_space(recipe, ["adapter.rank=4:16"], ["adapter.method=lora,dora"])
+    assert space["adapter.rank"] == Range(4, 16, whole=True)
+
+
+@pytest.mark.parametrize(
     "text", ["train.epochs", "train.epochs=", "=1:2", "train.epochs=1", "train.epochs=1:2:3:4", "train.epochs=a:b"]
 )
 def test_a_malformed_range_of_the_command_line_is_refused(text):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from burnish.errors import RecipeError
-from burnish.methods import METHODS
+from burnish.methods import KEYS, METHODS, used_keys
 from burnish.recipe import Recipe, make_recipe, own_key, parse_yaml, with_overrides
 
 RANGE = "[low, high], [low, high, log] or {choices: [...]}"
@@ -80,7 +80,7 @@ def read_space(recipe: Recipe, ranges: Iterable[str] = (), choices: Iterable[str
     """The space of the recipe's `tune.space` and of the command's --range and --choices; a key of the command replaces the recipe's.
 
     ranges: "key=low:high" or "key=low:high:log". choices: "key=a,b". Empty where neither names a key.
-    Raises RecipeError naming the key: unknown, fixed, a range the wrong way round, or a value that the recipe refuses.
+    Raises RecipeError naming the key: unknown, fixed, without effect, a range the wrong way round, or a value that the recipe refuses.
     """
     written = {own_key(key): (f"tune.space.{key}", value) for key, value in recipe.tune.space.items()}
     for text in ranges:
@@ -93,7 +93,10 @@ def read_space(recipe: Recipe, ranges: Iterable[str] = (), choices: Iterable[str
         key, value = _pair(text, "--choices", "adapter.rank=8,16,32")
         parts = parse_yaml(f"[{value}]", f"--choices {key}")
         written[own_key(key)] = (f"--choices {key}", {"choices": parts})
-    return {key: _checked(recipe, key, _read(value, where), where) for key, (where, value) in written.items()}
+    read = {key: _read(value, where) for key, (where, value) in written.items()}
+    for key, (where, _) in written.items():
+        _check_used(recipe, key, read.get("adapter.method"), where)
+    return {key: _checked(recipe, key, one, written[key][0]) for key, one in read.items()}
 
 
 def usual_space(recipe: Recipe, rows: int, start: Mapping[str, Any]) -> Space:
@@ -111,8 +114,7 @@ def usual_space(recipe: Recipe, rows: int, start: Mapping[str, Any]) -> Space:
     }
     if recipe.train.max_steps is None:
         space["train.epochs"] = Range(1.0, max(6.0, 2.0 * recipe.train.epochs))
-    method = METHODS[recipe.adapter.method]
-    if method.beside and "alpha" in method.defaults:  # LoRA and its kin
+    if "alpha" in used_keys(recipe.adapter.method):  # LoRA and its kin
         if not recipe.adapter.start:  # which has a rank already
             space["adapter.rank"] = Choices(tuple(sorted({8, 16, 32, 64, recipe.adapter.rank or 16})))
         space["adapter.dropout"] = Range(0.0, 0.2)
@@ -187,6 +189,21 @@ def _read(value: Any, where: str) -> Range | Choices:
                 )
             return Range(low, high, log=bool(scale))
     raise RecipeError(f"found {value!r}", where=where, expected=RANGE)
+
+
+def _check_used(recipe: Recipe, key: str, tried: Range | Choices | None, where: str) -> None:
+    """Raise RecipeError for a key of `adapter` that the method has no use for. tried: further methods, where a study varies these too."""
+    section, _, name = key.partition(".")
+    methods = [one for one in METHODS if one in (recipe.adapter.method, *getattr(tried, "values", ()))]
+    if section != "adapter" or name not in KEYS or any(name in used_keys(one) for one in methods):
+        return
+    used = ", ".join(f"adapter.{one}" for one in used_keys(recipe.adapter.method))
+    raise RecipeError(
+        f"`{key}` cannot be tuned: the method {' or '.join(methods)} has no use for it",
+        where=where,
+        expected=f"of `adapter` one of: {used}" if used else "a key of another section, such as train.learning_rate",
+        hint=f"--set adapter.method={next(one for one in METHODS if name in used_keys(one))}   uses it",
+    )
 
 
 def _checked(recipe: Recipe, key: str, one: Range | Choices, where: str) -> Range | Choices:
