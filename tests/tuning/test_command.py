@@ -77,7 +77,8 @@ def test_without_optuna_it_says_what_to_install(call, monkeypatch):
 
 
 def test_a_winner_that_is_surely_worse_on_the_test_rows_says_so_by_the_exit_code(call, monkeypatch):
-    report = {"counts": {}, "seconds": 0, "default": None, "best": None, "spread": {}, "importance": {}, "folder": "f"}
+    report = {"counts": {}, "seconds": 0, "default": None, "best": None, "spread": {}, "folder": "f"}
+    report |= {"importance": {}, "unvaried": {}}
     test = {"metric": "m", "base": 0.5, "tuned": 0.2, "n": 9, "delta": -0.3, "ci95": [-0.4, -0.1]}
     monkeypatch.setattr(api, "tune", lambda *given, **named: report | {"metric": "m", "test": test})
     code, out, _ = call()

@@ -26,7 +26,7 @@ from burnish.recipe import load_recipe, make_recipe
 from burnish.train.hooks import StopSignal
 from burnish.tuning import study as studies
 from burnish.tuning.command import claim
-from burnish.tuning.report import render, summary
+from burnish.tuning.report import make_report, render, summary
 from burnish.tuning.space import Budget, Choices, Range
 from burnish.tuning.storage import open_storage
 from burnish.tuning.study import Search, look_of
@@ -220,6 +220,42 @@ def test_the_folder_of_a_run_is_not_taken(recipe, tmp_path):
     with pytest.raises(RecipeError, match="there is a run here"):
         api.tune(recipe, out=tmp_path, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+# What matters --------------------------------------------------------------------------------------------------------
+
+
+def test_keys_that_vary_with_the_metric_have_a_share_in_it(search, pretend):
+    pretend(lambda recipe: (recipe.train.learning_rate, 1.0))
+    opened = search(8)
+    opened.run()
+    report = make_report(opened, None)
+    assert set(report["importance"]) == {"train.learning_rate", "adapter.rank"}
+    assert report["unvaried"] == {}
+    assert "matters" in summary(report)
+    assert "cannot be told" not in summary(report)
+
+
+def test_where_the_metric_never_varies_no_key_is_said_to_matter(search, pretend):
+    pretend(lambda recipe: (0.5, recipe.train.learning_rate))
+    opened = search(8)
+    opened.run()
+    report = make_report(opened, None)
+    assert (report["importance"], report["unvaried"]) == ({}, {"exact_match": 0.5})
+    for told in (summary(report), render(report)):
+        assert "n every complete trial exact_match was 0.500, so which key matters cannot be told" in told
+    assert "  matters" not in summary(report)
+    assert "How much each key matters" not in render(report)
+
+
+def test_a_key_that_never_varied_has_no_share(search, pretend):
+    full = RuntimeError("CUDA out of memory")
+    pretend(lambda recipe: full if recipe.adapter.rank == 4 else (recipe.train.learning_rate, 1.0))
+    opened = search(10)
+    opened.run()
+    report = make_report(opened, None)
+    assert (set(report["importance"]), report["unvaried"]) == ({"train.learning_rate"}, {"adapter.rank": 8})
+    assert "in every complete trial adapter.rank was 8, so whether that matters cannot be told" in summary(report)
 
 
 # The test rows -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from burnish.folder import now, write_text
 from burnish.recipe import Recipe
 from burnish.reported import versions
 from burnish.tuning.study import STATES, Search, look_of, reason_of, result_of
+
+FEWEST = 4  # complete trials from which on they say what matters
 
 
 def make_report(search: Search, recipe: Recipe | None, proof: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def make_report(search: Search, recipe: Recipe | None, proof: Mapping[str, Any] 
         "trials": trials,
         "default": _record(search, default) if default else None,
         "best": _record(search, best) if best else None,
-        "importance": importance(search),
+        **what_matters(search),
         "seeds": proof["seeds"] if proof else [],
         "spread": proof["spread"] if proof else {},
         "test": proof["test"] if proof else None,
@@ -53,14 +55,26 @@ def make_report(search: Search, recipe: Recipe | None, proof: Mapping[str, Any] 
     }
 
 
-def importance(search: Search) -> dict[str, float]:
-    """The share of each key in how well the trials did (PED-ANOVA; Watanabe et al. 2023, arXiv 2304.10255); empty for too few trials."""
-    if len(search.ended()) < 4:
-        return {}
+def what_matters(search: Search) -> dict[str, Any]:
+    """{"importance": as below, "unvaried": the metric and the keys that were the same in every complete trial, with their value}.
+
+    Both are empty for too few trials. Where the metric never varied there is no importance: no key can be told to matter.
+    """
+    ended, metric = search.ended(), search.material.metric
+    if len(ended) < FEWEST:
+        return {"importance": {}, "unvaried": {}}
+    first, *others = [{metric: look_of(trial).metric, **search.values_of(trial)} for trial in ended]
+    same = {name: value for name, value in first.items() if all(one[name] == value for one in others)}
+    keys = [] if metric in same else [key for key in search.space if key not in same]
+    return {"importance": importance(search, keys) if keys else {}, "unvaried": same}
+
+
+def importance(search: Search, keys: Sequence[str]) -> dict[str, float]:
+    """The share of each of the keys in how well the trials did (PED-ANOVA; Watanabe et al. 2023, arXiv 2304.10255)."""
     with warnings.catch_warnings(), contextlib.suppress(ValueError, RuntimeError):
         warnings.simplefilter("ignore")
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        found = optuna.importance.get_param_importances(search.study, evaluator=evaluator)
+        found = optuna.importance.get_param_importances(search.study, evaluator=evaluator, params=list(keys))
         return {key: float(share) for key, share in found.items() if math.isfinite(share)}
     return {}
 
@@ -73,7 +87,8 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
 def render(report: Mapping[str, Any]) -> str:
     """The page of a study."""
     shown = printable(report)
-    return render_page("tune.html.j2", {**shown, "charts": charts_of(shown), "outcome": outcome_of(shown["test"])})
+    view = {"charts": charts_of(shown), "outcome": outcome_of(shown["test"]), "untold": untold(shown)}
+    return render_page("tune.html.j2", {**shown, **view})
 
 
 def charts_of(report: Mapping[str, Any]) -> dict[str, Markup]:
@@ -92,6 +107,15 @@ def charts_of(report: Mapping[str, Any]) -> dict[str, Markup]:
     if gain:
         found["gain"] = charts.gain_chart(gain["base"], gain["tuned"], gain["ci95"])
     return found
+
+
+def untold(report: Mapping[str, Any]) -> str:
+    """What the trials cannot say, since nothing varied; "" where everything did."""
+    metric, same = report["metric"], report["unvaried"]
+    if metric in same:
+        return f"in every complete trial {metric} was {same[metric]:.3f}, so which key matters cannot be told"
+    shown = ", ".join(f"{key} was {_short(value)}" for key, value in same.items())
+    return f"in every complete trial {shown}, so whether that matters cannot be told" if shown else ""
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -120,6 +144,8 @@ def summary(report: Mapping[str, Any]) -> str:
         )
     if report["importance"]:
         lines.append("  matters  " + ", ".join(f"{key} {share:.0%}" for key, share in report["importance"].items()))
+    if said := untold(report):
+        lines.append(f"  same     {said}")
     if report["best"]:
         lines.append(f"  recipe: {report['folder']}/best.yaml")
     return "\n".join([*lines, f"  report: {report['folder']}/tune.html"])
