@@ -318,10 +318,14 @@ def test_a_run_killed_in_a_save_or_elsewhere_ends_bit_for_bit_the_same():
 
 
 def test_a_sample_takes_the_whole_way_on_fewer_rows(go):
-    _, report = go(asked_and_answered(60), data={"sample": 24, "validation": 4, "test": 6})
+    folder, report = go(asked_and_answered(60), data={"sample": 24, "validation": 4, "test": 6})
     data = report["data"]
     assert data["train"] + data["validation"] + data["test"] == 24
     assert data["dropped"] == {"left out by data.sample": 36}
+    assert report["steps"][1]["summary"].startswith("60 rows read, 36 left out by data.sample, 0 dropped, 0 mended; ")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "60 rows were read, 36 left out by data.sample, 0 dropped and" in page
+    assert "set aside 36" in page
     assert set(status_of(report).values()) == {"done"}
 
 

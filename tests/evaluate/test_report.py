@@ -333,9 +333,12 @@ def test_numbers_are_written_for_people(value, expected):
     assert pages.number(value) == expected
 
 
-def test_rows_that_went_nowhere_are_told_as_set_aside():
-    data = {"read": 100, "dropped": {"empty answer": 10}, "train": 40, "validation": 5, "test": 5}
-    assert "set aside 40" in pages.data_flow(data)
+def test_rows_that_the_recipe_leaves_out_are_told_as_set_aside():
+    dropped = {"empty answer": 10, "left out by data.sample": 40}
+    data = {"read": 100, "dropped": dropped, "train": 40, "validation": 5, "test": 5}
+    chart = pages.data_flow(data)
+    assert "set aside 40" in chart
+    assert "dropped 10" in chart
 
 
 def test_the_page_is_written_whole_and_the_report_is_left_alone(tmp_path):

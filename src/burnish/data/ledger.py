@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ Action = Literal["dropped", "changed", "noted"]
 KEPT_EXAMPLES = 50  # entries held in memory for the report, so that a million of them cost no memory
 KEPT_PLACES = 5  # places held for each reason
 EXCERPT = 2000  # characters of a text that an entry keeps
+LEFT_OUT = "left out by"  # how the reason begins where the recipe wants fewer rows, by `only`, `sample` or `per_class`
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +99,9 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def bad_and_left_out(dropped: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """(what could not be used, what the recipe left out though nothing is wrong with it), each by reason."""
+    out = {reason: count for reason, count in dropped.items() if reason.startswith(LEFT_OUT)}
+    return {reason: count for reason, count in dropped.items() if reason not in out}, out

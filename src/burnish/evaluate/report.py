@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from burnish.data.ledger import bad_and_left_out
 from burnish.evaluate import charts
 from burnish.folder import write_text
 from burnish.progress import as_time
@@ -67,7 +68,10 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
 def render_html(report: Mapping[str, Any]) -> str:
     """The page of a report, as HTML that UTF-8 can encode."""
     shown = printable(report)
+    bad, left_out = bad_and_left_out((shown.get("data") or {}).get("dropped") or {})
     view = {
+        "dropped": sum(bad.values()),
+        "left_out": left_out,
         "outcome": outcome_of(shown.get("evaluation")),
         "charts": charts_of(shown),
         "examples": example_groups((shown.get("evaluation") or {}).get("examples") or []),
@@ -145,11 +149,11 @@ def training_charts(training: Mapping[str, Any]) -> dict[str, Markup]:
 
 
 def data_flow(data: Mapping[str, Any]) -> Markup:
-    """Rows read, and where they went. What neither a split nor a reason accounts for was set aside, as a sample does."""
+    """Rows read, and where they went. What neither a split nor a fault accounts for was set aside, as a sample does."""
     if not data.get("read"):
         return Markup("")
     parts = {name: data.get(name) or 0 for name in ("train", "validation", "test")}
-    parts["dropped"] = sum((data.get("dropped") or {}).values())
+    parts["dropped"] = sum(bad_and_left_out(data.get("dropped") or {})[0].values())
     made = (data.get("generated") or {}).get("rows") or 0
     parts["train"] -= made
     parts["set aside"] = data["read"] - sum(parts.values())

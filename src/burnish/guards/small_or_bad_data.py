@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from burnish.data.ledger import bad_and_left_out
 from burnish.guards import Evidence, Verdict, not_reached
-
-ON_PURPOSE = "left out by"  # rows that the recipe's `only` or `sample` leaves out are not bad
 
 
 class SmallOrBadData:
@@ -16,8 +15,8 @@ class SmallOrBadData:
             return not_reached("no data was read")
         limits = evidence.recipe.guards
         rows = evidence.rows["train"]
-        unwanted = sum(count for reason, count in evidence.dropped.items() if reason.startswith(ON_PURPOSE))
-        read, dropped = evidence.read - unwanted, sum(evidence.dropped.values()) - unwanted
+        bad, left_out = bad_and_left_out(evidence.dropped)
+        read, dropped = evidence.read - sum(left_out.values()), sum(bad.values())
         rare = {label: count for label, count in evidence.labels.items() if count < limits.min_rows_per_label}
         conflicts = evidence.noted.get("conflicting labels", 0)
         numbers = {
