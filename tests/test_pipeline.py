@@ -423,9 +423,12 @@ def test_a_classification_counts_its_labels_and_is_scored_by_accuracy(go):
 
 
 def test_a_recipe_without_a_test_split_ends_with_stop(go):
-    _, report = go(data={"test": 0})
+    folder, report = go(data={"test": 0})
     assert report["verdict"] == "stop"
     assert "evaluation" not in report
+    assert "locked" not in report["steps"][5]["summary"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "34 train and 6 choose the checkpoint." in page
     assert next(guard for guard in report["guards"] if guard["n"] == 6)["status"] == "fail"
 
 

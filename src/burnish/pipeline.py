@@ -408,7 +408,9 @@ def define_metric(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized
         run.parts["task"] |= {"metric": metric}
         if chosen.constraint:
             run.parts["task"] |= {"constrained": dict(chosen.constraint.schema)}
-        sizes = f"{len(exams['validation'].items)} questions to validate with, {len(exams['test'].items)} locked"
+        sizes = f"{len(exams['validation'].items)} questions to validate with"
+        if held := exams["test"].items:  # the trials of a study have none
+            sizes += f", {len(held)} locked"
         record["summary"] = f"{metric}; {sizes}; {exams['test'].manner}"
         return exams
 

@@ -279,6 +279,13 @@ def test_no_trial_sees_a_test_row(search, monkeypatch):
     assert opened.material.tokenized.test.rows == []
 
 
+def test_what_the_trials_share_tells_of_no_test_rows(recipe, tmp_path):
+    loaded = make_recipe(recipe)
+    run = Run(tmp_path, Progress(quiet=True), Evidence(loaded), "study")
+    gather(run, loaded)
+    assert "6 questions to validate with; " in run.steps[5]["summary"]
+
+
 def test_where_the_recipe_as_it_stands_wins_the_test_rows_stay_locked(recipe, tmp_path):
     report = api.tune(recipe, budget=1, seeds=1, out=tmp_path, quiet=True)
     assert report["best"] == report["default"]
