@@ -61,6 +61,12 @@ def test_an_endpoint_of_other_tokens_cannot_give_its_likeliest(go):
         go(saying("ok ok", [("ok ok", -0.1, [])]), top_k=2, min_score=0.0)
 
 
+def test_an_endpoint_without_log_probabilities_can_still_give_its_answers(go):
+    with pytest.raises(ModelError, match="no log-probabilities") as caught:
+        go(saying("ok"))
+    assert caught.value.hint == "distill: {on: answers}   needs nothing but text"
+
+
 def test_some_nonsense_is_left_out_and_stands_in_the_ledger(go):
     def answer(number, body):
         said = ["ok", "", "ok", "ha " * 200, "ok", "wrong", "ok", "ok", "ok", "ok"][number % 10]

@@ -293,8 +293,9 @@ def test_log_probabilities_come_with_the_tokens_or_not_at_all(serve):
     found = endpoint(serve((200, reply("ok", tokens=tokens))))[0].complete(HELLO, **wanted)
     assert found.tokens == [["o", -0.1, [["o", -0.1], ["a", -3.0]]], ["k", -0.2, []]]
     one, waits = endpoint(serve(said("ok")))
-    with pytest.raises(EndpointError, match="no log-probabilities"):
+    with pytest.raises(EndpointError, match="no log-probabilities") as caught:
         one.complete(HELLO, **wanted)
+    assert (caught.value.lacks, caught.value.hint) == ("logprobs", "")  # what to do about it, whoever asked knows
     assert waits == []  # it will have none later either
 
 

@@ -205,8 +205,8 @@ class Endpoint:
                 "it gives no log-probabilities",
                 where=self.url,
                 expected="choices[0].logprobs.content",
-                hint="distill: {on: answers}   needs nothing but text",
                 for_all=True,
+                lacks="logprobs",
             )
         return reply
 

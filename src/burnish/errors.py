@@ -90,7 +90,7 @@ class EndpointError(BurnishError, RuntimeError):
     """A model behind an endpoint does not answer, or answers nonsense. where: its address.
 
     status: of HTTP, 0 where there was none. again: whether to ask once more may help, after `pause` seconds at the least. for_all: whether
-    any other question would fail too.
+    any other question would fail too. lacks: the option that was asked for and that its answers do not have.
     """
 
     exit_code = 3
@@ -103,10 +103,11 @@ class EndpointError(BurnishError, RuntimeError):
         again: bool = False,
         for_all: bool = False,
         pause: float = 0.0,
+        lacks: str = "",
         **said: str,
     ) -> None:
         super().__init__(found, **said)
-        self.status, self.again, self.for_all, self.pause = status, again, for_all, pause
+        self.status, self.again, self.for_all, self.pause, self.lacks = status, again, for_all, pause, lacks
 
 
 class Interrupted(BurnishError, RuntimeError):

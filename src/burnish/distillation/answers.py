@@ -157,6 +157,8 @@ def of_the_teacher(recipe: Recipe) -> Iterator[None]:
         refused = f"export {key}=...   ({state}); distill.key_variable names another"
         hints = {401: refused, 403: refused, 404: "--set distill.endpoint_model=NAME"}
         otherwise = error.hint or "typed again, the run goes on: the answers that came are kept"
+        if error.lacks == "logprobs":
+            otherwise = "distill: {on: answers}   needs nothing but text"
         raise ModelError(
             f"the teacher fails: {error.found}",
             where=recipe.distill.teacher,
