@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -19,44 +19,66 @@ def reply(text, *, tokens=(), finish="stop"):
     return {"choices": [choice | ({"logprobs": {"content": listed}} if tokens else {})]}
 
 
-class Asked(list):
-    """The requests that came: (headers, body) of each; url: where the server listens."""
+def said(text, **more):
+    """A good answer. more: as `reply` has it."""
+    return 200, reply(text, **more)
 
-    url: str = ""
+
+class Server:
+    """Answers with `replies` in turn, the last one for ever: (status, body or raw bytes) and headers where there are some, a number of
+    seconds to say nothing at all, or a function from what is asked to one of these.
+
+    seen: the path and the body of each request. headers: of each. most: how many were under way at a time.
+    """
+
+    def __init__(self, *replies):
+        self.replies, self.seen, self.headers, self.most, self.busy = list(replies), [], [], 0, 0
+        lock, server = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    server.busy += 1
+                    server.most = max(server.most, server.busy)
+                    server.seen.append((self.path, body))
+                    server.headers.append(dict(self.headers))
+                    found = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
+                try:
+                    self.answer(found(body) if callable(found) else found)
+                finally:
+                    with lock:
+                        server.busy -= 1
+
+            def answer(self, found):
+                if isinstance(found, float):
+                    time.sleep(found)
+                    return
+                status, answer, *more = found
+                with contextlib.suppress(OSError):  # who asked is gone
+                    self.send_response(status)
+                    for name, value in (more[0] if more else {}).items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self):
+        self.http.shutdown()
+        self.http.server_close()
 
 
-@contextmanager
-def serving(answer):
-    """Serve until the block ends. answer(number, body) -> (status, body or raw bytes, headers), or seconds to say nothing at all."""
-    asked, lock = Asked(), threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                asked.append((dict(self.headers), body))
-                number = len(asked)
-            found = answer(number, body)
-            if isinstance(found, float):
-                time.sleep(found)
-                return
-            status, said, headers = found
-            raw = said if isinstance(said, bytes) else json.dumps(said).encode()
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(raw)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(raw)
-
-        def log_message(self, *rest):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    asked.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+@contextlib.contextmanager
+def serving(*replies):
+    """A server until the block ends."""
+    server = Server(*replies)
     try:
-        yield asked
+        yield server
     finally:
-        server.shutdown()
-        server.server_close()
+        server.stop()

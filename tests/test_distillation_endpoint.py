@@ -8,7 +8,7 @@ import pytest
 
 import burnish
 from burnish.errors import ModelError, RecipeError
-from endpoints import reply, serving
+from endpoints import said, serving
 from tiny_runs import asked_and_answered, recipe_of, write_rows
 
 BY_LETTER = [("o", -0.05, [("o", -0.05), ("a", -4.0)]), ("k", -0.1, [("k", -0.1), ("zz", -3.0)])]
@@ -17,23 +17,20 @@ AS_ONE = [("ok", -0.1, [])]
 
 @pytest.fixture
 def go(model_folder, tmp_path):
-    """A function from what the endpoint answers, and keys of `distill`, to (folder, report, what was asked)."""
+    """A function from what the endpoint replies, in turn, and keys of `distill`, to (folder, report, what was asked)."""
     file = write_rows(tmp_path / "rows.jsonl", asked_and_answered(40))
 
-    def run(answer, folder="run", **distill):
-        with serving(answer) as asked:
-            keys = {"teacher": asked.url, "endpoint_model": "large", "time_prompts": 2, "retries": 0, **distill}
+    def run(*replies, folder="run", **distill):
+        with serving(*replies) as server:
+            keys = {"teacher": server.url, "endpoint_model": "large", "time_prompts": 2, "retries": 0, **distill}
             recipe = recipe_of(model_folder(), file, train={"epochs": 2}) | {"distill": keys}
-            return tmp_path / folder, burnish.run(recipe, out=tmp_path / folder, quiet=True), asked
+            return tmp_path / folder, burnish.run(recipe, out=tmp_path / folder, quiet=True), server.seen
 
     return run
 
 
 def saying(text, tokens=()):
-    def answer(number, body):
-        return 200, reply(text, tokens=tokens if body.get("logprobs") else ()), {}
-
-    return answer
+    return lambda body: said(text, tokens=tokens if body.get("logprobs") else ())
 
 
 @pytest.mark.parametrize(
@@ -68,11 +65,8 @@ def test_an_endpoint_without_log_probabilities_can_still_give_its_answers(go):
 
 
 def test_some_nonsense_is_left_out_and_stands_in_the_ledger(go):
-    def answer(number, body):
-        said = ["ok", "", "ok", "ha " * 200, "ok", "wrong", "ok", "ok", "ok", "ok"][number % 10]
-        return 200, reply(said, finish="length" if number % 10 == 6 else "stop"), {}
-
-    folder, report, _ = go(answer, on="answers", parallel=1)
+    nonsense = [said(""), said("ha " * 200), said("wrong"), said("ok", finish="length")]
+    folder, report, _ = go(*nonsense, said("ok"), on="answers", parallel=1)
     rejected = report["teacher"]["rejected"]
     assert set(rejected) == {"is empty", "repeats itself", "fails the task's metric", "does not end"}
     entries = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
@@ -89,11 +83,8 @@ def test_mostly_nonsense_is_an_error_and_nothing_is_lost(go, tmp_path):
 
 
 def test_a_run_goes_on_with_the_answers_that_came_before_the_endpoint_fell_silent(go):
-    def silent_from_the_tenth(number, body):
-        return (200, reply("ok"), {}) if number < 10 else 0.3
-
     with pytest.raises(ModelError, match="no answer within"):
-        go(silent_from_the_tenth, on="answers", timeout=0.1, parallel=1)
+        go(*[said("ok")] * 9, 0.3, on="answers", timeout=0.1, parallel=1)
     # Answers belong to an address and a question; another port is another address.
     _, report, _ = go(saying("ok"), on="answers")
     assert report["teacher"]["rejected"] == {}

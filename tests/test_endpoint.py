@@ -2,80 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import threading
+import contextlib
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from burnish.endpoint import Answers, Endpoint, Reply
 from burnish.errors import EndpointError
-from endpoints import reply
+from endpoints import reply, said, serving
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def said(text):
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
-
-
-class Server:
-    """Answers with `replies` in turn, the last one for ever: (status, body), or a number of seconds to say nothing."""
-
-    def __init__(self, *replies):
-        self.replies, self.seen, self.headers, self.most, self.busy = list(replies), [], [], 0, 0
-        lock, server = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    server.busy += 1
-                    server.most = max(server.most, server.busy)
-                    server.seen.append((self.path, body))
-                    server.headers.append(dict(self.headers))
-                    reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
-                reply = reply(body) if callable(reply) else reply
-                try:
-                    if isinstance(reply, float):
-                        time.sleep(reply)
-                        return
-                    status, answer, *more = reply
-                    self.send_response(status)
-                    for name, value in (more[0] if more else {}).items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
-                except OSError:
-                    pass
-                finally:
-                    with lock:
-                        server.busy -= 1
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-
-
 @pytest.fixture
 def serve():
-    servers = []
-
-    def make(*replies):
-        servers.append(Server(*replies))
-        return servers[-1]
-
-    yield make
-    for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
+    """A function from replies to a server that gives them, as `Server` has it."""
+    with contextlib.ExitStack() as servers:
+        yield lambda *replies: servers.enter_context(serving(*replies))
 
 
 def endpoint(server, **values):
@@ -201,8 +144,7 @@ def test_an_endpoint_that_answered_before_may_be_starting_anew(serve):
     server = serve(said("yes"))
     one, waits = endpoint(server, retries=2)
     one.complete(HELLO)
-    server.http.shutdown()
-    server.http.server_close()
+    server.stop()
     with pytest.raises(EndpointError, match=r"it cannot be reached.*3 tries"):
         one.complete([{"role": "user", "content": "Still there?"}])
     assert len(waits) == 2
