@@ -78,6 +78,7 @@ def test_the_report_says_what_the_head_is_and_what_was_learnt(finished):
     assert "have a label to learn" in guard["found"]
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "A label is learnt for each text" in page
+    assert "Base is the model before tuning, prompted to write the label, since it has no head" in page
     assert "AutoModelForSequenceClassification" in page
 
 

@@ -102,6 +102,8 @@ def test_the_report_says_what_each_task_was_and_got(finished):
     assert any(reason.startswith("Task colours: accuracy went from") for reason in report["reasons"])
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "Each task" in page
+    assert "in colours the model before tuning, prompted to write the label, since it has no head" in page
+    assert "with the same decoding" not in page
     card = (finished / "card.md").read_text(encoding="utf-8")
     assert "- colours: accuracy on 12 rows" in card
     assert "head.safetensors" in card
