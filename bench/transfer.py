@@ -76,7 +76,7 @@ def measure(way: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         exams = pipeline.define_metric(run, recipe, chosen, tokenized, guarded)
         feed, optim = make_feed(recipe, tokenized, settings), make_optimizer(recipe, net, settings)
         began = time.process_time()
-        remember_features(net, chosen, tokenized, exams["validation"], recipe.train.max_length, run.folder)
+        remember_features(run, net, chosen, tokenized, exams["validation"], recipe.train.max_length)
         fit(net, tasks_of(recipe, chosen, tokenized), feed, optim, [])
         seconds = time.process_time() - began
         sitting = exams["test"].sit(net, Sampler(net.model, chosen.tokenizer, tokenized.chat.end_ids))

@@ -161,6 +161,19 @@ def test_the_body_is_not_asked_again_during_training(recipe, tmp_path, monkeypat
     assert report["model"]["trained"] == [{"group": "score", "parameters": 96}]
 
 
+def test_a_run_keeps_no_features_of_rows_that_it_no_longer_has(recipe, tmp_path):
+    def kept():
+        return [path.name for path in (tmp_path / "run" / "steps").glob("features-*")]
+
+    burnish.run(recipe("head"), out=tmp_path / "run", quiet=True)
+    [first] = kept()
+    values = recipe("head")
+    values["data"] = values["data"] | {"sample": 60}
+    burnish.run(values, out=tmp_path / "run", quiet=True)
+    [second] = kept()
+    assert first != second
+
+
 def test_a_few_rows_of_each_class_are_drawn_from_the_training_split_alone(recipe, tmp_path):
     whole = burnish.plan(recipe("head"))
     values = recipe("head")

@@ -20,7 +20,7 @@ from burnish.data.split import Guarded
 from burnish.errors import RecipeError
 from burnish.evaluate.runner import Exam, Item, make_items
 from burnish.evaluate.scored import ScoredExam
-from burnish.folder import key_of, locked
+from burnish.folder import Run, key_of, locked
 from burnish.heads import chat_for, labels_of
 from burnish.methods import METHODS
 from burnish.model.adapt import adapt, trained_parameters
@@ -315,18 +315,21 @@ def check_export(recipe: Recipe) -> None:
         )
 
 
-def remember_features(
-    net: Net, chosen: Chosen, tokenized: Tokenized, exam: Exam, row_tokens: int, folder: Path
-) -> None:
+def remember_features(run: Run, net: Net, chosen: Chosen, tokenized: Tokenized, exam: Exam, row_tokens: int) -> None:
     """Where the body is frozen: compute once what it makes of every text to train on and to validate with.
 
-    It is kept in `folder`, so that a run that goes on, or the next trial of a study, finds it there.
+    It is kept in a file, so that a run that goes on, or the next trial of a study, finds it there. A run has use for this one alone, so
+    those of other rows or another model go. Those of a study stay: its trials may cut the same rows at other lengths.
     """
     if isinstance(net, CachedBody):
         groups = [*tokenized.train.groups, *(item.group for item in exam.items)]
         ids = [seq.ids for group in groups for seq in group]
+        folder = run.shared / "steps"
         file = folder / f"features-{key_of(chosen.key, net.precision, str(net.device), ids)}.safetensors"
         with locked(folder / "features.lock"):  # processes of a study begin together
+            if run.shared == run.folder:
+                for other in {*folder.glob("features-*")} - {file}:
+                    other.unlink()
             net.remember(groups, row_tokens, file)
 
 

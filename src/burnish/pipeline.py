@@ -438,9 +438,7 @@ def train(
             feed, optim = make_feed(recipe, tokenized, settings), make_optimizer(recipe, net, settings)
             ladder = make_ladder(run, recipe, net, settings, feed, optim)
             ladder.taken += tried.taken
-            remember_features(
-                net, chosen, tokenized, exams["validation"], recipe.train.max_length, run.shared / "steps"
-            )
+            remember_features(run, net, chosen, tokenized, exams["validation"], recipe.train.max_length)
             feed = ladder.feed = distillation.feed_of_student(run, recipe, chosen, tokenized, net, feed, key)
             session = Session(
                 net=net,

@@ -9,6 +9,7 @@ from burnish.model.features import CachedBody
 from burnish.progress import Progress
 from burnish.recipe import make_recipe
 from burnish.train.hooks import StopSignal
+from burnish.tuning.space import recipe_with
 from burnish.tuning.trial import gather, run_trial
 from tiny_runs import asked_and_answered, questions, recipe_of, write_rows
 
@@ -59,11 +60,13 @@ def test_trials_of_a_head_compute_the_features_of_the_frozen_body_once(model_fol
     recipe = make_recipe(
         {key: value for key, value in values.items() if key != "adapter"} | {"adapter": {"method": "head"}}
     )
+    cut = {"train.max_length": 16}
     material = gather(Run(tmp_path / "study", Progress(quiet=True), Evidence(recipe), "study"), recipe)
     passes, compute = [], CachedBody._computed
     monkeypatch.setattr(CachedBody, "_computed", lambda *asked: passes.append(1) or compute(*asked))
-    for name in ("first", "second"):
-        outcome = run_trial(tmp_path / name, recipe, material, changed={}, stop=StopSignal())
+    for name, changed in (("first", {}), ("cut", cut), ("second", {})):
+        own = recipe_with(recipe, changed)
+        outcome = run_trial(tmp_path / name, own, material, changed=changed, stop=StopSignal())
         assert outcome.trained.report["steps"] == 4
-    assert passes == [1]
+    assert passes == [1, 1]  # once for each length at which texts are cut
     assert not list((tmp_path / "first" / "steps").glob("features*"))
