@@ -128,6 +128,10 @@ def test_a_student_of_a_classifier_learns_its_scores(model_folder, tmp_path):
     assert report["distillation"]["quality"]["student"] > 0.5
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student" / "merged")
     assert (model.config.num_hidden_layers, model.config.num_labels) == (2, 3)
+    in_a_chat = values | {"task": values["task"] | {"frame": "chat"}, "distill": distill}
+    with pytest.raises(RecipeError, match="frame plain, and the student in chat") as caught:
+        burnish.run(in_a_chat, out=tmp_path / "other", quiet=True)
+    assert caught.value.hint == "--set task.frame=plain"
 
 
 def test_another_vocabulary_is_taught_by_aligned_spans(go, make_tokenizer, model_folder, tmp_path):

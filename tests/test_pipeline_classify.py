@@ -94,6 +94,38 @@ def test_plain_transformers_makes_the_same_predictions_from_merged(finished):
     assert found == [one["tuned"] for one in examples]
 
 
+def test_a_head_that_reads_in_a_chat_says_the_same_where_the_card_is_followed(recipe, tmp_path):
+    task = {"kind": "classify", "goal": "Say the colour.", "frame": "chat"}
+    report = burnish.run(recipe("full") | {"task": task}, out=tmp_path / "run", quiet=True)
+    assert report["evaluation"]["tuned"] > 0.5
+    card = (tmp_path / "run" / "card.md").read_text(encoding="utf-8")
+    code = next(part for part in card.split("```python\n") if "apply_chat_template" in part).split("```")[0]
+    assert "some text" in code
+    model = burnish.load(tmp_path / "run")
+    for text in ("red bako red", "green ritu green"):
+        told = {}
+        exec(code.replace("some text", text).replace('"merged"', repr(str(tmp_path / "run" / "merged"))), told)
+        found = told["scores"][0].argmax().item()
+        assert told["model"].config.id2label[found] == model.classify(text)[0][0]
+    assert told["model"].config.burnish["frame"] == "chat"
+
+
+@pytest.mark.parametrize("changes", [{"objective": "sft"}, {"tasks": {"one": {}, "two": {}}}], ids=["written", "tasks"])
+def test_a_frame_is_refused_where_it_would_change_nothing_or_differ_by_task(recipe, tmp_path, changes):
+    values = recipe("lora")
+    task = {"kind": "classify", "frame": "chat"}
+    if "tasks" in changes:
+        each = {"data": values.pop("data"), "task": task, "objective": values.pop("objective")}
+        values = {key: value for key, value in values.items() if key != "task"} | {"tasks": {"one": each, "two": each}}
+    else:
+        values |= {"task": task, **changes}
+    with pytest.raises(RecipeError, match="frame") as caught:
+        burnish.run(values, out=tmp_path / "run", quiet=True)
+    assert "frame" in caught.value.where
+    assert "plain" in caught.value.hint
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_the_run_can_be_asked_for_labels(finished):
     model = burnish.load(finished)
     [answer] = model.answers(iter(["red bako red"]))

@@ -91,6 +91,7 @@ def run_plain(options: argparse.Namespace, clock: Clock) -> list[str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     texts, labels = rows_of(options.data / "train.csv", options.rows)
     names = sorted(set(labels))
+    clock.mark("imported")
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -178,6 +179,7 @@ def run_burnish(options: argparse.Namespace, clock: Clock) -> list[str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     texts, labels = rows_of(options.data / "train.csv", options.rows)
     names = sorted(set(labels))
+    clock.mark("imported")
     chat = Classes(load_tokenizer(options.model), names, max_length=LONGEST)
 
     def groups_of(texts: list[str], labels: list[str]) -> list[Any]:
@@ -186,12 +188,14 @@ def run_burnish(options: argparse.Namespace, clock: Clock) -> list[str]:
             for line, (text, label) in enumerate(zip(texts, labels, strict=True), 1)
         ]
 
+    groups = groups_of(texts, labels)
+    clock.mark("rendered")
     head = Head(chat.labels, chat.tokenizer.pad_token_id)
     model = load_model(options.model, dtype=torch.float32, head=head).to(device)
     net = Net(adapt(model, Adapter(method="full"), Freeze()), precision=options.precision)
     told = speed_up(net, options) if device.type == "cuda" else {}
     sizes = {"row_tokens": options.row_tokens, "micro_tokens": options.micro_tokens}
-    feed = Feed(groups_of(texts, labels), task="main", batch_size=BATCH, epochs=options.epochs, seed=0, **sizes)
+    feed = Feed(groups, task="main", batch_size=BATCH, epochs=options.epochs, seed=0, **sizes)
     optim = Optim(
         trained_parameters(net.model),
         learning_rate=RATE,
@@ -264,14 +268,14 @@ def run_child(side: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(results: dict[str, dict[str, Any]]) -> None:
-    print(f"{'':10}{'seconds':>10}{'steps/s':>10}{'accuracy':>10}{'peak GiB':>10}   loaded, trained, tested after")
+    print(f"{'':10}{'seconds':>10}{'steps/s':>10}{'accuracy':>10}{'peak GiB':>10}   seconds from the start")
     for side, found in results.items():
         if "error" in found:
             print(f"{side:10}{found['error']}")
             continue
-        marks = ", ".join(f"{found['marks'][name]:.1f}" for name in ("ready", "trained", "tested"))
+        marks = ", ".join(f"{name} {seconds:.1f}" for name, seconds in found["marks"].items())
         figures = f"{found['seconds']:10.1f}{found['steps_per_second']:10.2f}{found['accuracy']:10.4f}"
-        print(f"{side:10}{figures}{found['peak_bytes'] / 2**30:10.2f}   {marks} s on {found['device']}")
+        print(f"{side:10}{figures}{found['peak_bytes'] / 2**30:10.2f}   {marks}, on {found['device']}")
     if all("seconds" in found and "error" not in found for found in results.values()) and len(results) == len(SIDES):
         plain, ours = results["plain"], results["burnish"]
         steps = ours["steps_per_second"] / plain["steps_per_second"]

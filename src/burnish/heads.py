@@ -21,8 +21,15 @@ NAMERS: dict[str, type[Classes]] = {"classify": Classes, "multilabel": MultiLabe
 
 
 def check_kind(recipe: Recipe, objective: Objective) -> None:
-    """Raise RecipeError where the objective learns another kind of answer than the task asks for."""
+    """Raise RecipeError where the objective learns another kind of answer than the task asks for, or reads no text in that frame."""
     kind, name = recipe.task.kind, recipe.objective
+    if recipe.task.frame == "chat" and "score" not in objective.needs:
+        raise RecipeError(
+            f"{name} reads no text in a frame of one's choice",
+            where="task.frame",
+            expected="plain, or a score for the whole text: objective classify, multilabel or regress",
+            hint="--set task.frame=plain",
+        )
     if {"score", "token_score"} & objective.needs and name != kind:
         raise RecipeError(
             f"the objective {name} learns labels, and the task is to {kind}"
@@ -74,7 +81,8 @@ def chat_for(kind: str, tokenizer: Any, labels: Sequence[str], train: Sequence[R
 
 def chat_of_report(report: Mapping[str, Any], tokenizer: Any, head: Any) -> Chat:
     """The same for the model of a run."""
-    how: dict[str, Any] = {"system": report["task"]["system"], "max_length": report["task"]["max_length"]}
+    task = report["task"]
+    how: dict[str, Any] = {"system": task["system"], "max_length": task["max_length"], "frame": head.frame}
     if head.kind == "regress":
         return Grades(tokenizer, head.mean, head.spread, **how)
     return NAMERS[head.kind](tokenizer, head.labels, **how)

@@ -49,6 +49,13 @@ def check_alone(recipe: Recipe, task: Recipe) -> None:
             expected=f"{beside} one of: chat, generate, classify, extract",
             hint="burnish run   on a recipe of its own",
         )
+    if recipe.tasks and task.task.frame != "plain":
+        raise RecipeError(
+            f"the texts stand in the frame {task.task.frame}",
+            where="task.frame",
+            expected=f"plain {beside}",
+            hint="frame: plain",
+        )
     if recipe.tasks and task.task.constrained:
         raise RecipeError(
             "answers are held to a schema",

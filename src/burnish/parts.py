@@ -150,7 +150,7 @@ def chat_of(recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Chat:
     labels = labels_of(recipe, guarded.train)
     system = system_prompt(recipe.task.goal, labels)
     if {"score", "token_score"} & chosen.objective.needs:
-        how = {"system": system, "max_length": recipe.train.max_length}
+        how = {"system": system, "max_length": recipe.train.max_length, "frame": recipe.task.frame}
         return chat_for(recipe.task.kind, chosen.tokenizer, labels, guarded.train, **how)
     return Chat(chosen.tokenizer, system=system, max_length=recipe.train.max_length)
 
@@ -160,8 +160,8 @@ def head_of(recipe: Recipe, chosen: Chosen, chat: Chat) -> Head | None:
     if not chat.labels:
         return None
     writes = any("logp" in objective.needs for objective in chosen.objectives.values())
-    seed = recipe.train.seed
-    return Head(chat.labels, chosen.tokenizer.pad_token_id, seed, writes, chat.kind, mean=chat.mean, spread=chat.spread)
+    seed, pad = recipe.train.seed, chosen.tokenizer.pad_token_id
+    return Head(chat.labels, pad, seed, writes, chat.kind, mean=chat.mean, spread=chat.spread, frame=chat.frame)
 
 
 def load_net(

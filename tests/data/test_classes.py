@@ -74,6 +74,40 @@ def test_a_conversation_is_classified_by_its_last_answer(classes, tokenizer):
     assert (tokenizer.decode(seq.ids), seq.y) == ("bako", 1.0)
 
 
+def asked_in_a_chat(tokenizer, *said):
+    turns = [{"role": role, "content": content} for role, content in said]
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+
+
+def test_a_row_in_the_frame_of_a_chat_is_what_the_model_would_be_asked(tokenizer):
+    classes = Classes(tokenizer, ["green", "red"], system="Sort.", max_length=64, frame="chat")
+    [seq] = classes.render(labelled("bako ritu"))
+    assert seq.ids == asked_in_a_chat(tokenizer, ("system", "Sort."), ("user", "bako ritu"))
+    assert (seq.y, seq.lost, classes.prompt((Turn("user", "bako ritu"),))) == (1.0, 0, seq.ids)
+
+
+def test_the_frame_of_a_chat_keeps_the_turns_of_a_conversation_apart(tokenizer):
+    classes = Classes(tokenizer, ["green", "red"], frame="chat")
+    said = (("system", "Sort."), ("user", "bako"), ("assistant", "ritu"), ("user", "tasi"))
+    turns = tuple(Turn(role, content) for role, content in (*said, ("assistant", "red")))
+    [seq] = classes.render(Conversation(file="rows.jsonl", line=3, turns=turns))
+    assert seq.ids == asked_in_a_chat(tokenizer, *said)
+
+
+def test_a_long_text_in_a_chat_loses_its_end_and_keeps_the_opening_of_the_answer(tokenizer):
+    classes = Classes(tokenizer, ["green", "red"], system="Sort.", max_length=50, frame="chat")
+    [seq] = classes.render(labelled("bako" * 10))
+    whole = asked_in_a_chat(tokenizer, ("system", "Sort."), ("user", "bako" * 10))
+    opening = whole[whole.index(tokenizer.eos_token_id, 20) :]  # from the end of the user's turn on
+    assert (len(seq.ids), seq.lost) == (50, len(whole) - 50)
+    assert seq.ids == [*whole[: 50 - len(opening)], *opening]
+
+
+def test_a_control_token_that_a_text_spells_stays_text_in_a_chat(tokenizer):
+    [seq] = Classes(tokenizer, ["green", "red"], frame="chat").render(labelled("a<|im_end|>"))
+    assert seq.ids.count(tokenizer.eos_token_id) == 1
+
+
 def test_what_is_asked_later_gets_the_ids_of_training(classes):
     [seq] = classes.render(labelled("bako"))
     assert classes.prompt((Turn("user", "bako"),)) == seq.ids

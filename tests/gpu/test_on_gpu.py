@@ -16,6 +16,7 @@ from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.fast import accelerate
 from burnish.model.net import Net
 from burnish.model.quantize import Nf4Fp8Linear, quantize
+from burnish.model.regularise import set_dropout
 from burnish.objectives import make_objective
 from burnish.recipe import Adapter, Freeze
 from burnish.train.loop import fit
@@ -52,6 +53,34 @@ def test_the_attention_kernel_computes_what_the_cpu_does(size, heads, window):
     for ours, wanted in zip(*found, strict=True):
         assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)
         assert off_by(ours, wanted) < 0.01
+
+
+def test_the_attention_kernel_drops_a_share_and_gives_the_gradients_of_what_it_kept():
+    torch.manual_seed(0)
+    size, share = 64, 0.25
+    edges = torch.tensor([0, 64, 128], dtype=torch.int32, device=GPU)
+    q, k, v, slope = (torch.randn(128, 4, size, device=GPU).bfloat16() for _ in range(4))
+
+    def attend(q, k, v, seed=3):
+        torch.cuda.manual_seed(seed)
+        return torch.ops.burnish.packed_attention_dropping(q, k, v, edges, 64, size**-0.5, -1, share)[0]
+
+    ones = torch.eye(64, device=GPU).bfloat16()[None].expand(4, -1, -1).transpose(0, 1).repeat(2, 1, 1).contiguous()
+    kept = attend(q, k, ones) != 0  # (128, 4, 64): whom each token still attends to
+    seen = torch.ones(64, 64, device=GPU).tril().bool().repeat(2, 1)[:, None]
+    assert abs(float(kept.sum() / seen.expand_as(kept).sum()) - (1 - share)) < 0.02
+    assert not torch.equal(kept, attend(q, k, ones, seed=4) != 0)
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out = attend(*leaves)
+    found = [out, *torch.autograd.grad(out, leaves, slope)]
+    exact = [x.float().detach().requires_grad_() for x in (q, k, v)]
+    heads = [x.view(2, 64, 4, size).transpose(1, 2) for x in exact]
+    mask = kept.view(2, 64, 4, 64).transpose(1, 2) / (1 - share)
+    scores = (heads[0] @ heads[1].mT * size**-0.5).masked_fill(~seen[:64, 0], float("-inf"))
+    plain = (scores.softmax(-1) * mask @ heads[2]).transpose(1, 2).reshape(128, 4, size)
+    wanted = [plain, *torch.autograd.grad(plain, exact, slope.float())]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert off_by(ours, theirs) < 0.02
 
 
 # Products in 8 bits --------------------------------------------------------------------------------------------------
@@ -254,11 +283,13 @@ def losses_of(passes, batch, count):
     return [float(passes(SFT, batch, torch.tensor(1.0))[0]) for _ in range(count)]
 
 
-@pytest.mark.parametrize("kind", ["embeddings", "dropout"])
+@pytest.mark.parametrize("kind", ["embeddings", "dropout", "attention"])
 def test_recorded_passes_draw_other_noise_each_time_and_the_same_from_the_same_state(make_net, kind):
     net, batch = make_net(), batch_of(*SHAPES[1])
     if kind == "embeddings":
         net.neftune = 20.0
+    elif kind == "attention":
+        set_dropout(net.language_model, 0.5)
     else:
         for part in net.modules():
             if hasattr(part, "lora_dropout"):
@@ -271,6 +302,22 @@ def test_recorded_passes_draw_other_noise_each_time_and_the_same_from_the_same_s
     first = losses_of(passes, batch, 3)
     torch.cuda.set_rng_state(state)
     assert losses_of(passes, batch, 3) == pytest.approx(first, rel=1e-6)
+
+
+def test_compiled_layers_drop_what_plain_ones_drop(make_net):
+    batch, found = batch_of(*SHAPES[1]), []
+    for compiled in (False, True):
+        net = make_net()
+        set_dropout(net.language_model, 0.5)
+        try:
+            accelerate(net, compile=compiled, recompute="elementwise" if compiled else "none")
+            torch.cuda.manual_seed(3)
+            found.append(outcome(net, batch))
+        finally:
+            torch._dynamo.reset()
+            torch._functorch.config.activation_memory_budget = 1.0
+    assert off_by(found[1][0], found[0][0]) < 2e-3
+    assert off_by(found[1][1], found[0][1]) < 0.05
 
 
 def test_a_recording_taken_up_from_a_checkpoint_draws_what_plain_passes_draw(make_net):

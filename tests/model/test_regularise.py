@@ -10,6 +10,7 @@ from torch import nn
 
 from burnish.core import Seq, pack
 from burnish.errors import RecipeError
+from burnish.model import attention
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.fast import accelerate
 from burnish.model.net import Net
@@ -207,14 +208,20 @@ def test_a_model_without_dropout_is_refused_and_the_keys_are_named(make_model):
     set_dropout(model, 0.0)
 
 
-def test_with_dropout_attention_goes_by_no_packed_kernel(make_model):
-    from burnish.model.attention import fits_packed
-
+@pytest.mark.parametrize("training", [True, False])
+def test_the_packed_kernel_is_told_of_dropout_in_training_alone(make_model, monkeypatch, training):
+    told = []
+    dropping = torch.ops.burnish.packed_attention
+    stand_in = lambda *given: (told.append(given[-1]), dropping(*given[:-1]))[1]  # noqa: E731
+    monkeypatch.setattr(torch.ops.burnish, "packed_attention_dropping", stand_in)
     model = make_model()
     model.set_attn_implementation("sdpa")
-    assert fits_packed(model)
     set_dropout(model, 0.1)
-    assert not fits_packed(model)
+    assert attention.fits_packed(model)
+    net = Net(model).train(training)
+    net.by_edges = True
+    logp(net, 0, batch_of((20, 15)))
+    assert told == [0.1] * model.config.num_hidden_layers * training
 
 
 def test_packed_sequences_keep_apart_under_dropout(make_model):

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.core import Group, Seq
 from burnish.data.render import Chat, question_and_answer
-from burnish.data.rows import Labelled, Row, Turns
+from burnish.data.rows import Labelled, Row, Turn, Turns
 from burnish.errors import RecipeError, RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+SAID = "\ue002"  # stands for what a user says
 
 
 class Classes(Chat):
@@ -21,17 +23,27 @@ class Classes(Chat):
     system prompt and no label stand around it: they would be the same in every row, and a short text would be mostly frame. So
     `tokenizer(text)` in plain transformers gives the very ids that were learnt. Nothing is appended either: the head reads the last
     token that is not padding, and the end token often is the padding.
+
+    frame: "plain" is that. With "chat" a row is what the model would be asked in a conversation: system prompt, turns and the opening of
+    an answer, where an instructed model has learnt to gather what it is going to say.
     """
 
     kind = "classify"
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], *, system: str = "", max_length: int = 1024
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+        *,
+        system: str = "",
+        max_length: int = 1024,
+        frame: str = "plain",
     ) -> None:
         super().__init__(tokenizer, system=system, max_length=max_length)
+        self.frame = frame
         self.labels = tuple(dict.fromkeys(labels))
         self._number = {label: number for number, label in enumerate(self.labels)}
-        self._before, self._after = self._own_ends()
+        self._before, self._after = self._opening() if frame == "chat" else self._own_ends()
 
     def render(self, row: Row) -> Group:
         """The row as one sequence, y the number of its label.
@@ -61,16 +73,15 @@ class Classes(Chat):
 
     def _sequence_of(self, row: Row, turns: Turns, *, y: float, values: dict[str, float] | None = None) -> Seq:
         """The text of a row as a sequence. Raises RowError where there is none."""
-        ids = self._text(turns)
-        if not ids:
+        if not any(turn.content for turn in turns if turn.role != "system"):
             raise RowError("there is no text to classify", where=row.where, expected="some text before the label")
-        kept = self._framed(ids)
-        lost = len(self._before) + len(ids) + len(self._after) - len(kept)
-        return Seq(kept, [0.0] * len(kept), y=y, values=values or {}, where=row.where, lost=lost)
+        whole = self._whole(turns)
+        kept = self._within(whole)
+        return Seq(kept, [0.0] * len(kept), y=y, values=values or {}, where=row.where, lost=len(whole) - len(kept))
 
     def prompt(self, turns: Turns, tools: Sequence[Any] = ()) -> list[int]:
-        """The ids of what was said, the system's turns left out: the head answers after them."""
-        return self._framed(self._text(turns))
+        """The ids of what was said, in its frame: the head answers after them."""
+        return self._within(self._whole(turns))
 
     def teaches(self, seq: Seq) -> bool:
         """Always: what is learnt is the label, and no token of the text."""
@@ -80,13 +91,23 @@ class Classes(Chat):
         """The sequence as text and, between double angle marks, its label."""
         return f"{self.tokenizer.decode(seq.ids)} ⟪{self.labels[int(seq.y)]}⟫"
 
-    def _text(self, turns: Turns) -> list[int]:
+    def _whole(self, turns: Turns) -> list[int]:
+        """The ids of what was said in its frame, however many; of plain text the system's turns are left out."""
+        if self.frame == "chat":
+            return super().prompt(turns)
         text = "\n".join(turn.content for turn in turns if turn.role != "system")
-        return self._encode(self._marked(text, self._spelled))[0]
+        return [*self._before, *self._encode(self._marked(text, self._spelled))[0], *self._after]
 
-    def _framed(self, ids: list[int]) -> list[int]:
-        room = self.max_length - len(self._before) - len(self._after)
-        return [*self._before, *ids[:room], *self._after]
+    def _within(self, ids: list[int]) -> list[int]:
+        """As many as are read: the text loses its end, and what stands behind it stays."""
+        room = self.max_length - len(self._after)
+        return ids if len(ids) <= self.max_length else [*ids[:room], *self._after]
+
+    def _opening(self) -> tuple[list[int], list[int]]:
+        """The tokens that the chat template puts before and after what a user says, the opening of the answer with them."""
+        whole = self._template(self.with_system((Turn("user", SAID),)), (), opened=True)
+        before, _, after = whole.rpartition(SAID)
+        return self._encode(before)[0], self._encode(after)[0]
 
     def _own_ends(self) -> tuple[list[int], list[int]]:
         """The tokens that the tokenizer puts before and after a text; padding at its end is none of it."""

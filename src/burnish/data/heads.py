@@ -82,8 +82,9 @@ class Grades(Classes):
         *,
         system: str = "",
         max_length: int = 1024,
+        frame: str = "plain",
     ) -> None:
-        super().__init__(tokenizer, SINGLE, system=system, max_length=max_length)
+        super().__init__(tokenizer, SINGLE, system=system, max_length=max_length, frame=frame)
         self.mean, self.spread = mean, spread
 
     def render(self, row: Row) -> Group:
@@ -122,9 +123,9 @@ class Tags(Classes):
         ids, starts = self._encode(marked)
         ends = [word.end() for word in re.finditer(r"\S+", marked)]
         last = np.searchsorted(np.array(starts), ends) - 1  # the last token that begins before the word's end
-        framed = self._framed(ids)
-        room = len(framed) - len(self._before) - len(self._after)
-        return framed, [len(self._before) + int(place) for place in last if place < room]
+        read = self._within([*self._before, *ids, *self._after])
+        room = len(read) - len(self._before) - len(self._after)
+        return read, [len(self._before) + int(place) for place in last if place < room]
 
     def prompt(self, turns: Turns, tools: Sequence[object] = ()) -> list[int]:
         return self.places(" ".join(" ".join(turn.content for turn in turns if turn.role != "system").split()))[0]

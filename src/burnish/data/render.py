@@ -34,6 +34,7 @@ class Chat:
     labels: tuple[str, ...] = ()  # what a score head may answer; none for a model that writes
     kind = ""  # of the score head
     mean, spread = 0.0, 1.0  # of the numbers that it names
+    frame = "plain"  # of the texts that it reads
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system: str = "", max_length: int = 1024) -> None:
         self.tokenizer = tokenizer

@@ -97,7 +97,8 @@ def as_deployed(recipe: Recipe, chosen: Chosen, tokenized: Tokenized, net: Net) 
 def _chat_of_teacher(recipe: Recipe, guide: Guide, tokenized: Tokenized) -> Chat:
     chat = tokenized.chat
     if guide.head is not None:
-        return Classes(guide.tokenizer, guide.head.labels, system=chat.system, max_length=chat.max_length)
+        how: Any = {"system": chat.system, "max_length": chat.max_length, "frame": chat.frame}
+        return Classes(guide.tokenizer, guide.head.labels, **how)
     return Chat(guide.tokenizer, system=chat.system, max_length=chat.max_length)
 
 

@@ -156,6 +156,13 @@ def _check_kinds(recipe: Recipe, guide: Guide) -> None:
             expected="a teacher and a student of one kind",
             hint=f"--set objective={'sft' if scores else 'classify'}",
         )
+    if guide.head is not None and guide.head.frame != recipe.task.frame:
+        raise RecipeError(
+            f"the teacher reads texts in the frame {guide.head.frame}, and the student in {recipe.task.frame}",
+            where="task.frame",
+            expected="one frame for both, since they read the same tokens",
+            hint=f"--set task.frame={guide.head.frame}",
+        )
     if scores and distill.on != "probabilities":
         raise RecipeError(
             f"scores are no {distill.on}", where="distill.on", expected="probabilities, with objective: classify"

@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 BY_SEQUENCE, PACKED = "sdpa_by_sequence", "burnish_packed"
 # What a configuration has where attention does more than the packed kernel.
-OWN = ("attn_logit_softcapping", "attention_chunk_size", "kv_lora_rank", "attention_dropout", "attn_pdrop")
+OWN = ("attn_logit_softcapping", "attention_chunk_size", "kv_lora_rank")
 HALF = (torch.bfloat16, torch.float16)
 LONG = 512  # tokens of a sequence from which on the newest kernel is worth its compilation
 
@@ -41,9 +41,9 @@ def by_edges(model: Any, device: torch.device, precision: str) -> bool:
 
 
 def fits_packed(model: Any) -> bool:
-    """Whether the packed kernel computes what this model's attention does: causal, with or without a window, and nothing more.
+    """Whether the packed kernel computes what this model's attention does: causal, with or without a window and dropout, and nothing more.
 
-    Capped scores, chunks, dropout, sinks and values of another width than the keys stay with transformers' own attention.
+    Capped scores, chunks, sinks and values of another width than the keys stay with transformers' own attention.
     """
     config = model.config.get_text_config()
     own = any(getattr(config, name, None) for name in OWN)
@@ -105,6 +105,7 @@ def attend_by_edges(
     *,
     cu_seq_lens_q: Tensor,
     max_length_q: int,
+    dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
@@ -114,8 +115,11 @@ def attend_by_edges(
     half = value.dtype if value.dtype in HALF or not value.is_cuda else torch.bfloat16  # what the kernels take
     q, k, v = (x.transpose(1, 2).flatten(0, 1).to(half) for x in (query, key, value))
     scale = size**-0.5 if scaling is None else scaling
-    window = sliding_window - 1 if sliding_window else -1
-    out, _ = torch.ops.burnish.packed_attention(q, k, v, cu_seq_lens_q, max_length_q, scale, window)
+    how = (cu_seq_lens_q, max_length_q, scale, sliding_window - 1 if sliding_window else -1)
+    if dropout:
+        out, *_ = torch.ops.burnish.packed_attention_dropping(q, k, v, *how, dropout)
+    else:
+        out, _ = torch.ops.burnish.packed_attention(q, k, v, *how)
     return out.view(rows, length, -1, size).to(query.dtype), None
 
 
@@ -147,12 +151,7 @@ def packed_attention(
             q, k, v, **_newest_arguments(edges, longest, scale, window), return_lse=True
         )
         return out, lse
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        *(q, k, v, edges, edges, longest, longest, 0.0, True, False),
-        scale=scale,
-        window_size_left=window,
-        window_size_right=0 if window >= 0 else -1,
-    )
+    out, lse, _ = _torch_forward(q, k, v, edges, longest, scale, window, 0.0)
     return out, lse
 
 
@@ -175,14 +174,8 @@ def packed_attention_backward(
     if newest := _newest(q, k, longest):
         arguments = _newest_arguments(edges, longest, scale, window)
         return tuple(newest._flash_attn_bwd(q, k, v, out, grad.contiguous(), lse, **arguments)[:3])  # type: ignore[return-value]
-    unused = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that is not used
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-        *(grad.contiguous(), q, k, v, out, lse, edges, edges, longest, longest, 0.0, True, unused, unused),
-        scale=scale,
-        window_size_left=window,
-        window_size_right=0 if window >= 0 else -1,
-    )
-    return found
+    undrawn = torch.zeros(2, dtype=torch.uint64, device=q.device)
+    return _torch_backward(grad, q, k, v, out, lse, undrawn, edges, longest, scale, window, 0.0)
 
 
 @packed_attention.register_fake
@@ -205,6 +198,94 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
 
 
 packed_attention.register_autograd(_backward, setup_context=_keep)
+
+
+# The same with dropout, for a GPU alone: a compiler must not compute it again, since it would drop something else. state (2,) uint64: from
+# where on random numbers were drawn, for the backward pass to draw them again.
+
+
+@library.custom_op(
+    "burnish::packed_attention_dropping", mutates_args=(), device_types="cuda", tags=torch.Tag.nondeterministic_seeded
+)
+def packed_attention_dropping(
+    q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int, scale: float, window: int, dropout: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, heads, size) attention within each sequence, (heads, N) log-sum-exp, and the state of the dropout."""
+    return _torch_forward(q, k, v, edges, longest, scale, window, dropout)
+
+
+@library.custom_op("burnish::packed_attention_dropping_backward", mutates_args=(), device_types="cuda")
+def packed_attention_dropping_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    state: Tensor,
+    edges: Tensor,
+    longest: int,
+    scale: float,
+    window: int,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    return _torch_backward(grad, q, k, v, out, lse, state, edges, longest, scale, window, dropout)
+
+
+@packed_attention_dropping.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+    return q.new_empty(q.shape), lse, q.new_empty(2, dtype=torch.uint64)
+
+
+@packed_attention_dropping_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _backward_dropping(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    found = torch.ops.burnish.packed_attention_dropping_backward(grad, *ctx.saved_tensors, *ctx.rest)
+    return *found, None, None, None, None, None
+
+
+packed_attention_dropping.register_autograd(_backward_dropping, setup_context=_keep)
+
+
+def _torch_forward(
+    q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int, scale: float, window: int, dropout: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch's own kernel: the attention, the log-sum-exp and the state of the dropout."""
+    out, lse, state, *_ = torch.ops.aten._flash_attention_forward(
+        *(q, k, v, edges, edges, longest, longest, dropout, True, False), scale=scale, **_of_torch(window)
+    )
+    return out, lse, state
+
+
+def _torch_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    state: Tensor,
+    edges: Tensor,
+    longest: int,
+    scale: float,
+    window: int,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    unused = torch.zeros_like(state)
+    given = (grad.contiguous(), q, k, v, out, lse, edges, edges, longest, longest, dropout, True, state, unused)
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
+        *given, scale=scale, **_of_torch(window)
+    )
+    return found
+
+
+def _of_torch(window: int) -> dict[str, int]:
+    return {"window_size_left": window, "window_size_right": 0 if window >= 0 else -1}
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, edges: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:

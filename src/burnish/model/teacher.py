@@ -71,17 +71,23 @@ def find_teacher(name: str) -> Place:
 
 
 def head_of_teacher(place: Place) -> Head | None:
-    """The labels that a teacher scores; None for one that writes."""
+    """The labels that a teacher scores, and the frame in which it reads; None for one that writes."""
     if place.adapter:
-        path = Path(place.adapter) / "head.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        found, noted = (_read(Path(place.adapter) / name) for name in ("head.json", "calibration.json"))
         labels, pad = (found["id2label"], found["pad_token_id"]) if found else ({}, 0)
     else:
         config: Any = load_config(place.source)
         scores = any("SequenceClassification" in name for name in config.architectures or ())
         labels, pad = (config.id2label, config.get_text_config().pad_token_id) if scores else ({}, 0)
+        noted = getattr(config, "burnish", {})
     named = {int(number): label for number, label in labels.items()}
-    return Head(tuple(named[number] for number in range(len(named))), pad) if named else None
+    names = tuple(named[number] for number in range(len(named)))
+    return Head(names, pad, frame=noted.get("frame", "plain")) if named else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file of JSON says; nothing where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def load_teacher(

@@ -279,7 +279,11 @@ def _head_in(folder: Path, said: Mapping[str, Any]) -> Head | None:
 
 
 def _same_head(one: Head | None, other: Head | None) -> bool:
-    return one is not None and other is not None and (one.labels, one.kind) == (other.labels, other.kind)
+    return (
+        one is not None
+        and other is not None
+        and (one.labels, one.kind, one.frame) == (other.labels, other.kind, other.frame)
+    )
 
 
 def _same_model(one: str, other: str) -> bool:

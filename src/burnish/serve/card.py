@@ -13,13 +13,7 @@ from burnish.model.load import Head
 HOW_TO_SCORE = """
 ## How it answers
 
-{says} and writes nothing. The text goes in as it is, without a chat template.
-
-```python
-from transformers import pipeline
-
-pipeline("{pipeline}", "merged")("some text")
-```
+{says} and writes nothing. {asked}
 
 The adapter is loaded with what `head.json` says of the labels:
 
@@ -37,6 +31,27 @@ model = PeftModel.from_pretrained(base, "adapter")
 
 What transformers has no name for stands under `burnish` in `merged/config.json`, and in `adapter/calibration.json`.
 {calibration}"""
+ASKED = {
+    "plain": """The text goes in as it is, without a chat template.
+
+```python
+from transformers import pipeline
+
+pipeline("{pipeline}", "merged")("some text")
+```
+""",
+    "chat": """The text goes in as the user's turn of the chat template, with the opening of an answer behind it.
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model, tokenizer = (kind.from_pretrained("merged") for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+turns = {turns}
+asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+scores = model(**asked).logits
+```
+""",
+}
 HOW_TO_DO_BOTH = """
 ## How it answers
 
@@ -113,7 +128,7 @@ def write_card(report: dict[str, Any], folder: Path, *, forced: bool = False) ->
 - {figures}{compared}
 - Tuned with {model.get("method")}: {model.get("trained_parameters", 0):,} of {model.get("parameters", 0):,} parameters,
   {training.get("steps")} steps, peak learning rate {training.get("learning_rate")}.
-{_how_to_score(head) if head else ""}
+{_how_to_score(head, task.get("system") or "") if head else ""}
 {_lines_of_tasks(evaluation)}## What was checked
 
 | n | mistake | status | found |
@@ -129,14 +144,16 @@ The figures hold for data like the test rows. What the guards did not run is unk
     return path
 
 
-def _how_to_score(head: Head) -> str:
-    """The part of the card that says how a score head is asked."""
+def _how_to_score(head: Head, system: str) -> str:
+    """The part of the card that says how a score head is asked. system: the prompt before the text, where that stands in a chat."""
     if head.beside:
         return HOW_TO_DO_BOTH.format(n=len(head.labels))
     tags = head.kind == "tag"
+    turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": "some text"}]
+    asked = ASKED[head.frame].format(pipeline="token-classification" if tags else "text-classification", turns=turns)
     return HOW_TO_SCORE.format(
         says=SAYS[head.kind].format(n=len(head.labels)),
-        pipeline="token-classification" if tags else "text-classification",
+        asked=asked,
         loader=f"AutoModelFor{'Token' if tags else 'Sequence'}Classification",
         calibration=CALIBRATION[head.kind].format(**asdict(head)),
     )
