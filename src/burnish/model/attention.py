@@ -205,7 +205,10 @@ packed_attention.register_autograd(_backward, setup_context=_keep)
 
 
 @library.custom_op(
-    "burnish::packed_attention_dropping", mutates_args=(), device_types="cuda", tags=torch.Tag.nondeterministic_seeded
+    "burnish::packed_attention_dropping",
+    mutates_args=(),
+    device_types="cuda",
+    tags=(torch.Tag.nondeterministic_seeded,),
 )
 def packed_attention_dropping(
     q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int, scale: float, window: int, dropout: float
