@@ -30,6 +30,19 @@ def test_packing_keeps_every_sequence_whole_and_in_order(lengths, row_tokens):
 
 
 @given(lengths_of_groups, st.integers(1, 30))
+def test_edges_keep_sequences_apart_and_cut_the_padding_no_longer_than_they_are(lengths, row_tokens):
+    batch = pack(groups_of(lengths), row_tokens=row_tokens)
+    flat, edges = batch.seq.flatten(), batch.edges.tolist()
+    inside = sorted({*range(flat.numel())} - {*edges})
+    assert all(flat[place] == flat[place - 1] for place in inside)
+    assert (edges[0], edges[-1]) == (0, flat.numel())
+    longest = max(map(max, lengths))
+    assert batch.edges.diff().min() > 0
+    assert batch.edges.diff().max() == longest
+    assert longest <= batch.longest < 2 * longest
+
+
+@given(lengths_of_groups, st.integers(1, 30))
 def test_positions_restart_at_each_sequence_and_at_the_padding(lengths, row_tokens):
     batch = pack(groups_of(lengths), row_tokens=row_tokens)
     for row in range(batch.ids.shape[0]):

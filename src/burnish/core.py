@@ -68,7 +68,7 @@ class Batch:
     tokens: dict[str, Tensor]  # streams, (R,T) or (R,T,K)
     values: dict[str, Tensor]  # streams, (S,)
     where: tuple[str, ...]  # S places, to name the rows of a bad step
-    longest: int = 0  # a power of two that no sequence is longer than, padding among them
+    longest: int = 0  # a power of two that no sequence is longer than
 
     @property
     def sequences(self) -> int:
@@ -225,8 +225,9 @@ def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
         ends = [r * length + edge for edge in accumulate(lengths)]
         edges += ends
         last += [edge - 1 for edge in ends]
-        if end < length:  # padding is a sequence of its own: nobody sees it
-            edges.append((r + 1) * length)
+        if end < length:  # padding is sequences of its own, none longer than the real ones: nobody sees them, and they cost little
+            most = max([1, *lengths])
+            edges += [*range(r * length + end + most, (r + 1) * length, most), (r + 1) * length]
     gaps = [after - before for before, after in pairwise(edges)]
     return Batch(
         task=task,

@@ -211,9 +211,9 @@ def test_a_model_without_dropout_is_refused_and_the_keys_are_named(make_model):
 @pytest.mark.parametrize("training", [True, False])
 def test_the_packed_kernel_is_told_of_dropout_in_training_alone(make_model, monkeypatch, training):
     told = []
-    dropping = torch.ops.burnish.packed_attention
-    stand_in = lambda *given: (told.append(given[-1]), dropping(*given[:-1]))[1]  # noqa: E731
-    monkeypatch.setattr(torch.ops.burnish, "packed_attention_dropping", stand_in)
+    keeping = torch.ops.burnish.packed_attention
+    stand_in = lambda *given: (told.append(given[-1]), keeping(*given[:-1])[0])[1]  # noqa: E731
+    monkeypatch.setattr(attention, "attention_dropping", stand_in)
     model = make_model()
     model.set_attn_implementation("sdpa")
     set_dropout(model, 0.1)
@@ -222,6 +222,37 @@ def test_the_packed_kernel_is_told_of_dropout_in_training_alone(make_model, monk
     net.by_edges = True
     logp(net, 0, batch_of((20, 15)))
     assert told == [0.1] * model.config.num_hidden_layers * training
+
+
+@pytest.mark.parametrize("recompute", ["none", "elementwise", "all"])
+def test_a_backward_pass_drops_what_the_forward_pass_dropped_compiled_or_not(make_model, monkeypatch, recompute):
+    """With a stand-in for the GPU's kernel: it draws which values it lets through, and hands that on to its backward pass."""
+
+    def forward(q, k, v, edges, longest, scale, window, dropout):
+        out = attention._reference(q, k, v, edges, scale, window)[0]
+        state = torch.bernoulli(torch.full(out.shape, 1 - dropout)) / (1 - dropout)
+        return out * state, torch.zeros(1), state
+
+    def backward(grad, q, k, v, out, lse, state, edges, longest, scale, window, dropout):
+        return attention._reference_backward(grad * state, q, k, v, edges, scale, window)
+
+    monkeypatch.setattr(attention, "_torch_forward", forward)
+    monkeypatch.setattr(attention, "_torch_backward", backward)
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(2)
+        model = make_model()
+        model.set_attn_implementation("sdpa")
+        set_dropout(model, 0.5)
+        net = Net(adapt(model, Adapter(method="full"), Freeze())).train()
+        net.by_edges = True
+        level = recompute if compiled else "none"
+        accelerate(net, compile=compiled, recompute=level, backend="aot_eager_decomp_partition")
+        torch.manual_seed(3)
+        net(batch_of(), LOGP).logp.sum().backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in trained_parameters(net).values()]))
+    accelerate(net, compile=False)  # which puts the share of kept activations back for the tests that follow
+    assert torch.allclose(*found, rtol=1e-3, atol=1e-4 * float(found[0].abs().max()))
 
 
 def test_packed_sequences_keep_apart_under_dropout(make_model):

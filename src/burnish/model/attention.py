@@ -117,7 +117,7 @@ def attend_by_edges(
     scale = size**-0.5 if scaling is None else scaling
     how = (cu_seq_lens_q, max_length_q, scale, sliding_window - 1 if sliding_window else -1)
     if dropout:
-        out, *_ = torch.ops.burnish.packed_attention_dropping(q, k, v, *how, dropout)
+        out = attention_dropping(q, k, v, *how, dropout)
     else:
         out, _ = torch.ops.burnish.packed_attention(q, k, v, *how)
     return out.view(rows, length, -1, size).to(query.dtype), None
@@ -200,65 +200,32 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
 packed_attention.register_autograd(_backward, setup_context=_keep)
 
 
-# The same with dropout, for a GPU alone: a compiler must not compute it again, since it would drop something else. state (2,) uint64: from
-# where on random numbers were drawn, for the backward pass to draw them again.
-
-
-@library.custom_op(
-    "burnish::packed_attention_dropping",
-    mutates_args=(),
-    device_types="cuda",
-    tags=(torch.Tag.nondeterministic_seeded,),
-)
-def packed_attention_dropping(
+@torch.compiler.disable  # computed again by a compiled backward pass, it would drop something else
+def attention_dropping(
     q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int, scale: float, window: int, dropout: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, heads, size) attention within each sequence, (heads, N) log-sum-exp, and the state of the dropout."""
-    return _torch_forward(q, k, v, edges, longest, scale, window, dropout)
+) -> Tensor:
+    """The same with dropout of the shares, by torch's own kernel on a GPU alone."""
+    out: Tensor = _Dropping.apply(q, k, v, edges, longest, scale, window, dropout)
+    return out
 
 
-@library.custom_op("burnish::packed_attention_dropping_backward", mutates_args=(), device_types="cuda")
-def packed_attention_dropping_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    state: Tensor,
-    edges: Tensor,
-    longest: int,
-    scale: float,
-    window: int,
-    dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v."""
-    return _torch_backward(grad, q, k, v, out, lse, state, edges, longest, scale, window, dropout)
+class _Dropping(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, edges: Tensor, *how: Any) -> Tensor:
+        out, lse, state = _torch_forward(q, k, v, edges, *how)
+        ctx.save_for_backward(q, k, v, out, lse, state, edges)
+        ctx.how = how
+        return out
 
-
-@packed_attention_dropping.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-    return q.new_empty(q.shape), lse, q.new_empty(2, dtype=torch.uint64)
-
-
-@packed_attention_dropping_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _backward_dropping(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    found = torch.ops.burnish.packed_attention_dropping_backward(grad, *ctx.saved_tensors, *ctx.rest)
-    return *found, None, None, None, None, None
-
-
-packed_attention_dropping.register_autograd(_backward_dropping, setup_context=_keep)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return *_torch_backward(grad, *ctx.saved_tensors, *ctx.how), None, None, None, None, None
 
 
 def _torch_forward(
     q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int, scale: float, window: int, dropout: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """torch's own kernel: the attention, the log-sum-exp and the state of the dropout."""
+    """torch's own kernel: the attention, the log-sum-exp and (2,) from where on random numbers were drawn, to draw them again."""
     out, lse, state, *_ = torch.ops.aten._flash_attention_forward(
         *(q, k, v, edges, edges, longest, longest, dropout, True, False), scale=scale, **_of_torch(window)
     )
