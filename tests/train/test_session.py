@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,7 @@ from burnish.data.render import Chat
 from burnish.data.rows import Conversation, Turn
 from burnish.errors import CheckpointError, Interrupted, TrainingError
 from burnish.evaluate.runner import Exam, Sitting, make_items
+from burnish.model import attention, recorded
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.net import Net
 from burnish.model.sample import Sampler
@@ -93,7 +96,7 @@ def crash():
 def train(make_model, tokenizer, tmp_path):
     """A function that trains from scratch, or from what a folder holds, and gives the report and the session."""
 
-    def run(name="run", *, exam=NO_EXAM, trackers=(), objective=None, ladder=False, **settings):
+    def run(name="run", *, exam=NO_EXAM, trackers=(), objective=None, ladder=False, sizes=SETTINGS, **settings):
         folder = tmp_path / name
         base = make_model()
         torch.manual_seed(0)
@@ -114,7 +117,7 @@ def train(make_model, tokenizer, tmp_path):
             settings=train,
             progress=Progress(quiet=True),
             stop=StopSignal(),
-            ladder=Ladder(net, SETTINGS, feed, low_rank=True, optim=optim) if ladder else None,
+            ladder=Ladder(net, sizes, feed, low_rank=True, optim=optim) if ladder else None,
         )
         folder.mkdir(exist_ok=True)
         session.metrics = folder / "metrics.jsonl"
@@ -145,6 +148,19 @@ def steps_on_disk(session):
 def without_times(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_steps_that_wait_for_the_gpu_are_not_recorded_and_the_report_says_so(train, monkeypatch):
+    @contextlib.contextmanager
+    def found_waiting():
+        raise recorded.Unrecordable("a copy waits\nat some line")
+        yield
+
+    monkeypatch.setattr(recorded, "never_waiting", found_waiting)
+    monkeypatch.setattr(attention, "by_edges", lambda *given: True)  # as on a GPU
+    report, _ = train(ladder=True, sizes=replace(SETTINGS, graph=True))
+    assert report["steps"] == STEPS
+    assert report["notes"] == ["its steps were not recorded as CUDA graphs: a copy waits"]
 
 
 @pytest.mark.parametrize(("step", "average"), [(1, 0.0), (4, 0.0), (8, 0.0), (5, 0.9)])

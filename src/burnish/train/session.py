@@ -86,6 +86,9 @@ class Session:
             reason = validate.reason_to_stop or fit(
                 self.net, self.tasks, self.feed, self.optim, hooks, self.ladder, passes
             )
+            if passes and passes.refused:
+                self.store.notes.append(f"its steps were not recorded as CUDA graphs: {passes.refused}")
+                self.progress.say(f"! {self.store.notes[-1]}")
         except Interrupted:
             save.now()
             raise
