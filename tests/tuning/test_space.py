@@ -112,6 +112,26 @@ def test_a_key_that_the_method_has_no_use_for_is_refused(method, key, expected):
     assert caught.value.hint == "--set adapter.method=lora   uses it"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("train.layer_decay", "0.8:1", "the head alone is trained"),
+        ("train.gradual_unfreezing", "0:0.5", "the head alone is trained"),
+    ],
+)
+def test_what_a_head_alone_cannot_have_is_refused_before_the_study(key, value, told):
+    values = {"data": {"train": "rows.jsonl"}, "adapter": {"method": "head"}, "objective": "classify"}
+    recipe = make_recipe(values | {"task": {"kind": "classify"}})
+    with pytest.raises(RecipeError, match=told) as caught:
+        read_space(recipe, [f"{key}={value}"])
+    assert caught.value.where == key
+
+
+def test_a_head_alone_is_no_choice_for_a_model_that_writes():
+    with pytest.raises(RecipeError, match="writes text"):
+        read_space(RECIPE, [], ["adapter.method=lora,head"])
+
+
 def test_a_key_that_one_of_the_methods_tried_uses_may_vary():
     recipe = make_recipe({"data": {"train": "rows.jsonl"}, "adapter": {"method": "full"}})
     space = read_space(recipe, ["adapter.rank=4:16"], ["adapter.method=lora,dora"])

@@ -112,7 +112,8 @@ def _stands_for(head: Head | None) -> str:
         return "no score head: it writes"
     if head.kind == "regress":
         return f"a score head for numbers around {head.mean:.6g} by {head.spread:.6g}"
-    return f"a score head ({head.kind}) for {', '.join(head.labels)}"
+    frame = ", in a chat" if head.frame == "chat" else ""
+    return f"a score head ({head.kind}{frame}) for {', '.join(head.labels)}"
 
 
 def _read(path: Path) -> dict[str, Any]:

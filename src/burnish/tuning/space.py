@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from burnish.errors import RecipeError
+from burnish.joint import objective_of
 from burnish.methods import KEYS, METHODS, used_keys
+from burnish.parts import check_head
 from burnish.recipe import Recipe, make_recipe, own_key, parse_yaml, with_overrides
 
 RANGE = "[low, high], [low, high, log] or {choices: [...]}"
@@ -212,7 +214,9 @@ def _checked(recipe: Recipe, key: str, one: Range | Choices, where: str) -> Rang
         if key == fixed or key.startswith(f"{fixed}."):
             raise RecipeError(f"`{key}` cannot be tuned: {why}", where=where)
     for value in (one.low, one.high) if isinstance(one, Range) else one.values:
-        recipe_with(recipe, {key: value}, where)
+        tried = recipe_with(recipe, {key: value}, where)
+        if tried.adapter.method == "head":  # a run would refuse it later
+            check_head(tried, objective_of(tried))
     if isinstance(one, Choices):
         return one
     try:
