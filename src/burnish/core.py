@@ -225,9 +225,8 @@ def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
         ends = [r * length + edge for edge in accumulate(lengths)]
         edges += ends
         last += [edge - 1 for edge in ends]
-        if (
-            end < length
-        ):  # padding is sequences of its own, none longer than the real ones: nobody sees them, and they cost little
+        if end < length:
+            # Padding is sequences of its own, none longer than the real ones: nobody sees them, and they cost little.
             most = max([1, *lengths])
             edges += [*range(r * length + end + most, (r + 1) * length, most), (r + 1) * length]
     gaps = [after - before for before, after in pairwise(edges)]

@@ -103,6 +103,14 @@ def test_a_long_text_in_a_chat_loses_its_end_and_keeps_the_opening_of_the_answer
     assert seq.ids == [*whole[: 50 - len(opening)], *opening]
 
 
+def test_a_frame_that_leaves_no_room_for_a_text_is_refused(tokenizer):
+    frame = len(asked_in_a_chat(tokenizer, ("system", "Sort."), ("user", "")))
+    with pytest.raises(RecipeError, match=f"its frame takes {frame}") as caught:
+        Classes(tokenizer, ["green", "red"], system="Sort.", max_length=frame, frame="chat")
+    assert caught.value.where == "train.max_length"
+    assert Classes(tokenizer, ["green", "red"], system="Sort.", max_length=frame + 1, frame="chat").frame == "chat"
+
+
 def test_a_control_token_that_a_text_spells_stays_text_in_a_chat(tokenizer):
     [seq] = Classes(tokenizer, ["green", "red"], frame="chat").render(labelled("a<|im_end|>"))
     assert seq.ids.count(tokenizer.eos_token_id) == 1

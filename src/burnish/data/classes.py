@@ -25,7 +25,8 @@ class Classes(Chat):
     token that is not padding, and the end token often is the padding.
 
     frame: "plain" is that. With "chat" a row is what the model would be asked in a conversation: system prompt, turns and the opening of
-    an answer, where an instructed model has learnt to gather what it is going to say.
+    an answer, where an instructed model has learnt to gather what it is going to say. Raises RecipeError where that leaves no room for
+    a text.
     """
 
     kind = "classify"
@@ -100,14 +101,22 @@ class Classes(Chat):
 
     def _within(self, ids: list[int]) -> list[int]:
         """As many as are read: the text loses its end, and what stands behind it stays."""
-        room = self.max_length - len(self._after)
+        room = max(0, self.max_length - len(self._after))
         return ids if len(ids) <= self.max_length else [*ids[:room], *self._after]
 
     def _opening(self) -> tuple[list[int], list[int]]:
         """The tokens that the chat template puts before and after what a user says, the opening of the answer with them."""
         whole = self._template(self.with_system((Turn("user", SAID),)), (), opened=True)
         before, _, after = whole.rpartition(SAID)
-        return self._encode(before)[0], self._encode(after)[0]
+        ends = self._encode(before)[0], self._encode(after)[0]
+        frame = sum(map(len, ends))
+        if self.max_length <= frame:
+            raise RecipeError(
+                f"{self.max_length} tokens leave no room for a text: its frame takes {frame}",
+                where="train.max_length",
+                hint=f"--set train.max_length={2 * frame}   or --set task.frame=plain",
+            )
+        return ends
 
     def _own_ends(self) -> tuple[list[int], list[int]]:
         """The tokens that the tokenizer puts before and after a text; padding at its end is none of it."""

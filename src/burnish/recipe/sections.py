@@ -53,9 +53,7 @@ class Task(Section):
     json_schema: dict[str, Any] | str | None = Field(None, alias="schema")  # for extract: a JSON schema, or its file
     constrained: bool = False  # for extract: an answer can be nothing but JSON that fits the schema
     labels: list[str] = []  # for classify, multilabel, tag: the set of labels; empty: those of the training data
-    frame: Literal["plain", "chat"] = (
-        "plain"  # what a score head reads: the text alone, or as the model is asked in a chat
-    )
+    frame: Literal["plain", "chat"] = "plain"  # what a score head reads: the text alone, or as in a conversation
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # None: a little more than the longest training answer
 
 

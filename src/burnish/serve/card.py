@@ -50,6 +50,8 @@ turns = {turns}
 asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 scores = model(**asked).logits
 ```
+
+Where a template has no place for a system prompt, its text stands before the user's, an empty line between them.
 """,
 }
 HOW_TO_DO_BOTH = """
