@@ -111,14 +111,16 @@ def test_samples_are_kept_and_read_again(go):
     assert group[0]["ids"]
 
 
-def test_a_student_of_a_classifier_learns_its_scores(model_folder, tmp_path):
+@pytest.mark.parametrize("frame", ["plain", "chat"])
+def test_a_student_of_a_classifier_learns_its_scores(model_folder, tmp_path, frame):
     rows = [
         {"text": f"{label} {question} {label}", "label": label}
         for number, question in enumerate(questions(90))
         for label in [("green", "red", "yellow")[number % 3]]
     ]
     data = write_rows(tmp_path / "rows.jsonl", rows)
-    changes = {"task": {"kind": "classify", "goal": "Say the colour."}, "objective": "classify"}
+    task = {"kind": "classify", "goal": "Say the colour.", "frame": frame}
+    changes = {"task": task, "objective": "classify"}
     train = {"epochs": 6, "learning_rate": 0.003}
     values = recipe_of(model_folder(), data, **changes, train=train) | {"adapter": FULL}
     burnish.run(values, out=tmp_path / "teacher", quiet=True)
@@ -128,10 +130,16 @@ def test_a_student_of_a_classifier_learns_its_scores(model_folder, tmp_path):
     assert report["distillation"]["quality"]["student"] > 0.5
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student" / "merged")
     assert (model.config.num_hidden_layers, model.config.num_labels) == (2, 3)
-    in_a_chat = values | {"task": values["task"] | {"frame": "chat"}, "distill": distill}
-    with pytest.raises(RecipeError, match="frame plain, and the student in chat") as caught:
-        burnish.run(in_a_chat, out=tmp_path / "other", quiet=True)
-    assert caught.value.hint == "--set task.frame=plain"
+    other = {"plain": "chat", "chat": "plain"}[frame]
+    with pytest.raises(RecipeError, match=f"frame {frame}, and the student in {other}") as caught:
+        burnish.run(values | {"task": task | {"frame": other}, "distill": distill}, out=tmp_path / "other", quiet=True)
+    assert caught.value.hint == f"--set task.frame={frame}"
+    if frame == "chat":
+        with pytest.raises(RecipeError, match="'Name it") as caught:
+            burnish.run(
+                values | {"task": task | {"goal": "Name it."}, "distill": distill}, out=tmp_path / "goal", quiet=True
+            )
+        assert caught.value.where == "task.goal"
 
 
 def test_another_vocabulary_is_taught_by_aligned_spans(go, make_tokenizer, model_folder, tmp_path):

@@ -208,6 +208,7 @@ def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
     weight = torch.zeros(shape)
     placed = [(number, seq) for row in rows for number, seq in row]
     streams = {name: torch.zeros(*shape, *np.shape(x)[1:]) for _, seq in placed for name, x in seq.tokens.items()}
+    longest = max([1, *(len(seq) for _, seq in placed)])
     edges: list[int] = [0]
     last: list[int] = []
     for r, row in enumerate(rows):
@@ -227,8 +228,7 @@ def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
         last += [edge - 1 for edge in ends]
         if end < length:
             # Padding is sequences of its own, none longer than the real ones: nobody sees them, and they cost little.
-            most = max([1, *lengths])
-            edges += [*range(r * length + end + most, (r + 1) * length, most), (r + 1) * length]
+            edges += [*range(r * length + end + longest, (r + 1) * length, longest), (r + 1) * length]
     gaps = [after - before for before, after in pairwise(edges)]
     return Batch(
         task=task,

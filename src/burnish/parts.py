@@ -33,7 +33,7 @@ from burnish.model.likelihood import sequence_logp
 from burnish.model.load import Head, empty_model, load_model, on_device
 from burnish.model.net import OF_TEACHER, Net
 from burnish.model.quantize import quantize
-from burnish.model.regularise import set_dropout
+from burnish.model.regularise import drops, set_dropout
 from burnish.model.starts import before_tuning
 from burnish.model.warm_start import check_start, find_start, keeps_head, put_start
 from burnish.recipe import MAIN, Recipe
@@ -124,6 +124,8 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
         if wanted.learning_rate == "auto"
         else wanted.learning_rate
     )
+    # A compiled layer keeps what its attention dropped, at every level of recomputation.
+    compiled_unasked = device.type == "cuda" and not drops(chosen.config.get_text_config(), wanted.dropout)
     settings = memory.Settings(
         batch_size=batch,
         micro_tokens=memory.micro_tokens_of_choice(wanted.micro_tokens, device, wanted.max_length),
@@ -132,7 +134,7 @@ def settle(recipe: Recipe, chosen: Chosen, tokenized: Tokenized) -> memory.Setti
         learning_rate=rate,
         precision=memory.precision_of_choice(wanted.precision, device, recipe.adapter.method),
         device=str(device),
-        compile=device.type == "cuda" if wanted.compile == "auto" else wanted.compile,
+        compile=compiled_unasked if wanted.compile == "auto" else wanted.compile,
         average=wanted.average > 0,
         recomputable=recipe.adapter.method != "prefix",
     )
@@ -161,7 +163,8 @@ def head_of(recipe: Recipe, chosen: Chosen, chat: Chat) -> Head | None:
         return None
     writes = any("logp" in objective.needs for objective in chosen.objectives.values())
     seed, pad = recipe.train.seed, chosen.tokenizer.pad_token_id
-    return Head(chat.labels, pad, seed, writes, chat.kind, mean=chat.mean, spread=chat.spread, frame=chat.frame)
+    head = Head(chat.labels, pad, seed, writes, chat.kind, mean=chat.mean, spread=chat.spread)
+    return replace(head, frame=chat.frame, system=chat.system) if chat.frame == "chat" else head
 
 
 def load_net(

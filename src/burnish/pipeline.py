@@ -352,7 +352,7 @@ def net_to_train(
     """The net at its first step, its teacher beside it where there is one. rows: as `load_net` has them."""
     torch.manual_seed(recipe.train.seed)
     net = load_net(recipe, chosen, settings, head_of(recipe, chosen, tokenized.chat), rows)
-    distillation.seat_teacher(recipe, chosen, net, tokenized.chat.labels)
+    distillation.seat_teacher(recipe, chosen, net, tokenized.chat)
     return net
 
 

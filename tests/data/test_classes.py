@@ -103,6 +103,24 @@ def test_a_long_text_in_a_chat_loses_its_end_and_keeps_the_opening_of_the_answer
     assert seq.ids == [*whole[: 50 - len(opening)], *opening]
 
 
+def test_a_conversation_that_the_template_refuses_costs_its_row_alone(make_tokenizer):
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}"
+    tokenizer = make_tokenizer(strict + make_tokenizer().chat_template)
+    classes = Classes(tokenizer, ["green", "red"], frame="chat")
+    turns = (Turn("system", "Sort."), Turn("assistant", "ritu"), Turn("user", "tasi"), Turn("assistant", "red"))
+    refused = Conversation(file="rows.jsonl", line=3, turns=turns)
+    done = render_rows([refused, labelled("bako", line=4)], classes, ledger := Ledger())
+    assert len(done.groups) == 1
+    assert "the chat template refuses" in next(iter(ledger.by_reason("dropped")))
+
+
+def test_an_end_token_that_is_the_padding_is_no_place_for_a_head_to_read(make_tokenizer):
+    template = "{% for message in messages %}{{ message.content }}<|im_end|>{% endfor %}"
+    tokenizer = make_tokenizer(template, pad="<|im_end|>")
+    [seq] = Classes(tokenizer, ["green", "red"], frame="chat").render(labelled("bako"))
+    assert tokenizer.decode(seq.ids) == "bako"
+
+
 def test_a_frame_that_leaves_no_room_for_a_text_is_refused(tokenizer):
     frame = len(asked_in_a_chat(tokenizer, ("system", "Sort."), ("user", "")))
     with pytest.raises(RecipeError, match=f"its frame takes {frame}") as caught:

@@ -14,7 +14,7 @@ from burnish.model import attention
 from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.fast import accelerate
 from burnish.model.net import Net
-from burnish.model.regularise import noisy_embeddings, set_dropout, undisturbed
+from burnish.model.regularise import drops, noisy_embeddings, set_dropout, undisturbed
 from burnish.recipe import Adapter, Freeze
 from burnish.train.optim import Optim
 
@@ -206,6 +206,24 @@ def test_a_model_without_dropout_is_refused_and_the_keys_are_named(make_model):
         set_dropout(model, 0.1)
     assert "attention_dropout, attn_pdrop" in caught.value.expected
     set_dropout(model, 0.0)
+
+
+def test_wide_heads_that_drop_keep_their_own_attention(make_model):
+    model = make_model("qwen3")
+    model.set_attn_implementation("sdpa")
+    model.config.head_dim = attention.WIDEST_DROPPING + 64
+    assert attention.fits_packed(model)
+    set_dropout(model, 0.1)
+    assert not attention.fits_packed(model)
+
+
+@pytest.mark.parametrize(
+    ("kept", "share", "found"), [(0.0, None, False), (0.2, None, True), (0.2, 0.0, False), (0.0, 0.1, True)]
+)
+def test_what_drops_is_told_before_a_model_is_loaded(make_model, kept, share, found):
+    config = make_model().config
+    config.attention_dropout = kept
+    assert drops(config, share) == found
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from burnish.core import Group, Seq
 from burnish.data.render import Chat, question_and_answer
 from burnish.data.rows import Labelled, Row, Turn, Turns
-from burnish.errors import RecipeError, RowError
+from burnish.errors import ModelError, RecipeError, RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,15 +74,19 @@ class Classes(Chat):
 
     def _sequence_of(self, row: Row, turns: Turns, *, y: float, values: dict[str, float] | None = None) -> Seq:
         """The text of a row as a sequence. Raises RowError where there is none."""
-        if not any(turn.content for turn in turns if turn.role != "system"):
+        text = self._text(turns)
+        if not text:
             raise RowError("there is no text to classify", where=row.where, expected="some text before the label")
-        whole = self._whole(turns)
+        try:
+            whole = self._framed(text, turns, getattr(row, "tools", ()))
+        except ModelError as error:
+            raise RowError(f"the chat template refuses this conversation: {error.found}", where=row.where) from error
         kept = self._within(whole)
         return Seq(kept, [0.0] * len(kept), y=y, values=values or {}, where=row.where, lost=len(whole) - len(kept))
 
     def prompt(self, turns: Turns, tools: Sequence[Any] = ()) -> list[int]:
         """The ids of what was said, in its frame: the head answers after them."""
-        return self._within(self._whole(turns))
+        return self._within(self._framed(self._text(turns), turns, tools))
 
     def teaches(self, seq: Seq) -> bool:
         """Always: what is learnt is the label, and no token of the text."""
@@ -92,12 +96,22 @@ class Classes(Chat):
         """The sequence as text and, between double angle marks, its label."""
         return f"{self.tokenizer.decode(seq.ids)} ⟪{self.labels[int(seq.y)]}⟫"
 
-    def _whole(self, turns: Turns) -> list[int]:
-        """The ids of what was said in its frame, however many; of plain text the system's turns are left out."""
-        if self.frame == "chat":
-            return super().prompt(turns)
+    def _text(self, turns: Turns) -> list[int]:
+        """The ids of what was said, without the system's turns."""
         text = "\n".join(turn.content for turn in turns if turn.role != "system")
-        return [*self._before, *self._encode(self._marked(text, self._spelled))[0], *self._after]
+        return self._encode(self._marked(text, self._spelled))[0]
+
+    def _framed(self, text: list[int], turns: Turns, tools: Sequence[Any]) -> list[int]:
+        """The ids of what was said in its frame, however many. text: those of `turns` alone."""
+        if self.frame == "chat":
+            return self._unpadded(super().prompt(turns, tools))
+        return [*self._before, *text, *self._after]
+
+    def _unpadded(self, ids: list[int]) -> list[int]:
+        """Without padding at the end, before which transformers looks for the token that a head reads; some pad with the end token."""
+        while ids and ids[-1] == self.tokenizer.pad_token_id:
+            ids = ids[:-1]
+        return ids
 
     def _within(self, ids: list[int]) -> list[int]:
         """As many as are read: the text loses its end, and what stands behind it stays."""
@@ -108,7 +122,7 @@ class Classes(Chat):
         """The tokens that the chat template puts before and after what a user says, the opening of the answer with them."""
         whole = self._template(self.with_system((Turn("user", SAID),)), (), opened=True)
         before, _, after = whole.rpartition(SAID)
-        ends = self._encode(before)[0], self._encode(after)[0]
+        ends = self._encode(before)[0], self._unpadded(self._encode(after)[0])
         frame = sum(map(len, ends))
         if self.max_length <= frame:
             raise RecipeError(

@@ -10,11 +10,11 @@ import torch
 
 from burnish.core import Divergence, Group, Seq
 from burnish.data.feed import Feed
-from burnish.data.render import question_and_answer
+from burnish.data.render import Chat, question_and_answer
 from burnish.data.rows import Text
 from burnish.distillation.answers import room_for_answers
 from burnish.distillation.choose import student_is_cut
-from burnish.errors import RowError
+from burnish.errors import RecipeError, RowError
 from burnish.folder import Run, key_of
 from burnish.model.adapt import parse_layers
 from burnish.model.load import load_config
@@ -78,13 +78,22 @@ def planned_student(recipe: Recipe, chosen: Chosen) -> Chosen:
     return replace(chosen, config=config)
 
 
-def seat_teacher(recipe: Recipe, chosen: Chosen, net: Net, labels: Sequence[str]) -> None:
-    """Put the teacher beside the student, where the objective asks for one that reads along."""
+def seat_teacher(recipe: Recipe, chosen: Chosen, net: Net, chat: Chat) -> None:
+    """Put the teacher beside the student, where the objective asks for one that reads along.
+
+    Raises RecipeError where the texts follow another prompt than the one that its head learnt after.
+    """
     distill, guide = recipe.distill, chosen.teacher
     net.temperature = distill.temperature
     if guide is not None and chosen.objective.needs & OF_TEACHER:
         divergence = Divergence(distill.divergence, distill.beta, distill.temperature)
-        net.teacher = as_teacher(guide.load(recipe), divergence, labels, guide.head)
+        if guide.head is not None and chat.frame == "chat" and guide.head.system != chat.system:
+            raise RecipeError(
+                f"the teacher read texts after the prompt {guide.head.system!r}, and the student's is {chat.system!r}",
+                where="task.goal",
+                expected="the teacher's goal and labels, since both read the same tokens",
+            )
+        net.teacher = as_teacher(guide.load(recipe), divergence, chat.labels, guide.head)
 
 
 def feed_of_student(

@@ -22,6 +22,8 @@ from transformers.masking_utils import sdpa_mask
 BY_SEQUENCE, PACKED = "sdpa_by_sequence", "burnish_packed"
 # What a configuration has where attention does more than the packed kernel.
 OWN = ("attn_logit_softcapping", "attention_chunk_size", "kv_lora_rank")
+DROPPING = ("attention_dropout", "attn_pdrop")
+WIDEST_DROPPING = 192  # numbers of a head: with more of them not every card's kernel walks back through dropout
 HALF = (torch.bfloat16, torch.float16)
 LONG = 512  # tokens of a sequence from which on the newest kernel is worth its compilation
 
@@ -43,13 +45,19 @@ def by_edges(model: Any, device: torch.device, precision: str) -> bool:
 def fits_packed(model: Any) -> bool:
     """Whether the packed kernel computes what this model's attention does: causal, with or without a window and dropout, and nothing more.
 
-    Capped scores, chunks, sinks and values of another width than the keys stay with transformers' own attention.
+    Capped scores, chunks, sinks, values of another width than the keys, and dropout in wide heads stay with transformers' own attention.
     """
     config = model.config.get_text_config()
-    own = any(getattr(config, name, None) for name in OWN)
+    dropping = any(getattr(config, name, None) for name in DROPPING)
+    own = any(getattr(config, name, None) for name in OWN) or (dropping and not _narrow(config))
     sinks = any(name.endswith(".sinks") for name, _ in model.named_parameters())
     known = getattr(model, "_supports_attention_backend", False)
     return bool(known and not own and not sinks and model.config._attn_implementation == "sdpa")
+
+
+def _narrow(config: Any) -> bool:
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(size) <= WIDEST_DROPPING
 
 
 @contextlib.contextmanager

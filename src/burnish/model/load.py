@@ -52,7 +52,7 @@ class Head:
     transformers has both, so its weights are kept in a file of their own, HEAD_FILE. kind: one class of a text, any number of them, a
     number, or a class of each word. temperature: what scores are divided by before they become probabilities. thresholds: the
     probability from which on each of several labels fits. mean, spread: a number is the mean and so many spreads as its score says.
-    frame: what it reads, the text alone ("plain") or as the model would be asked it in a conversation ("chat").
+    frame: what it reads, the text alone ("plain") or as the model would be asked it in a conversation ("chat"), after the prompt `system`.
     """
 
     labels: tuple[str, ...]
@@ -65,6 +65,7 @@ class Head:
     mean: float = 0.0
     spread: float = 1.0
     frame: str = "plain"
+    system: str = ""
 
     @classmethod
     def restored(cls, record: Mapping[str, Any]) -> Head:

@@ -54,6 +54,11 @@ def _lengths(batch: Batch) -> Tensor:
     return padded[batch.seq % len(padded)]
 
 
+def drops(config: Any, share: float | None) -> bool:
+    """Whether a model's own layers drop anything in training, once `set_dropout` has set the share."""
+    return bool(share) if share is not None else any(getattr(config, name, None) for name in DROPOUTS)
+
+
 def set_dropout(model: Any, share: float | None) -> None:
     """Set every dropout of a transformers model's own layers; None leaves them as its configuration has them.
 

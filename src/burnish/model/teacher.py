@@ -82,7 +82,8 @@ def head_of_teacher(place: Place) -> Head | None:
         noted = getattr(config, "burnish", {})
     named = {int(number): label for number, label in labels.items()}
     names = tuple(named[number] for number in range(len(named)))
-    return Head(names, pad, frame=noted.get("frame", "plain")) if named else None
+    framed = {name: noted[name] for name in ("frame", "system") if name in noted}
+    return Head(names, pad, **framed) if named else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _nothing_there(given: Path, method: str) -> RecipeError:
 def check_start(start: Start, model: nn.Module, source: str, config: Any, *, trust_remote_code: bool = False) -> None:
     """Raise RecipeError unless the weights fit this adapted model, which may be on the meta device.
 
-    source, config: of the base model. A score head need not fit: where labels differ, it begins anew.
+    source, config: of the base model. A score head need not fit: where labels or the frame of the texts differ, it begins anew.
     """
     where = f"{WHERE} ({start.folder})"
     if start.base and not _same_model(start.base, source):
@@ -133,9 +133,9 @@ def check_start(start: Start, model: nn.Module, source: str, config: Any, *, tru
         head = head_of(model)
         if not _same_head(start.head, head):
             raise RecipeError(
-                f"its head knows the labels {_few(start.head)}",
+                f"its head knows the labels {_few(start.head)}, of texts in the frame {start.head.frame if start.head else 'plain'}",
                 where=where,
-                expected=f"those of this task: {_few(head)}",
+                expected=f"those of this task: {_few(head)}, in {head.frame if head else 'plain'}",
             )
     else:
         theirs = load_config(str(start.folder), trust_remote_code=trust_remote_code)
