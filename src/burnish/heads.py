@@ -24,11 +24,12 @@ def check_kind(recipe: Recipe, objective: Objective) -> None:
     """Raise RecipeError where the objective learns another kind of answer than the task asks for, or reads no text in that frame."""
     kind, name = recipe.task.kind, recipe.objective
     if recipe.task.frame == "chat" and "score" not in objective.needs:
+        scored = f"--set objective={kind}   or " if kind in ("classify", "multilabel", "regress") else ""
         raise RecipeError(
-            f"{name} reads no text in a frame of one's choice",
+            f"the objective {name} has no head that scores a whole text, and the frame is what such a head reads",
             where="task.frame",
-            expected="plain, or a score for the whole text: objective classify, multilabel or regress",
-            hint="--set task.frame=plain",
+            expected="plain, or the objective classify, multilabel or regress",
+            hint=f"{scored}--set task.frame=plain",
         )
     if {"score", "token_score"} & objective.needs and name != kind:
         raise RecipeError(
