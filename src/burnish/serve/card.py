@@ -155,7 +155,7 @@ def _how_to_score(head: Head, system: str) -> str:
     asked = ASKED[head.frame].format(pipeline="token-classification" if tags else "text-classification", turns=turns)
     return HOW_TO_SCORE.format(
         says=SAYS[head.kind].format(n=len(head.labels)),
-        asked=asked,
+        asked=asked.rstrip(),
         loader=f"AutoModelFor{'Token' if tags else 'Sequence'}Classification",
         calibration=CALIBRATION[head.kind].format(**asdict(head)),
     )
