@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -229,7 +229,6 @@ def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
         if end < length:
             # Padding is sequences of its own, none longer than the real ones: nobody sees them, and they cost little.
             edges += [*range(r * length + end + longest, (r + 1) * length, longest), (r + 1) * length]
-    gaps = [after - before for before, after in pairwise(edges)]
     return Batch(
         task=task,
         ids=ids,
@@ -247,7 +246,7 @@ def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
             for name in (placed[0][1].values if placed else ())
         },
         where=tuple(seq.where for _, seq in placed),
-        longest=1 << (max(gaps, default=1) - 1).bit_length(),
+        longest=1 << (longest - 1).bit_length(),
     )
 
 

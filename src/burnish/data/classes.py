@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from burnish.core import Group, Seq
-from burnish.data.render import Chat, question_and_answer
+from burnish.data.render import Chat, question_and_answer, refused
 from burnish.data.rows import Labelled, Row, Turn, Turns
 from burnish.errors import ModelError, RecipeError, RowError
 
@@ -80,7 +80,7 @@ class Classes(Chat):
         try:
             whole = self._framed(text, turns, getattr(row, "tools", ()))
         except ModelError as error:
-            raise RowError(f"the chat template refuses this conversation: {error.found}", where=row.where) from error
+            raise refused(row, error) from error
         kept = self._within(whole)
         return Seq(kept, [0.0] * len(kept), y=y, values=values or {}, where=row.where, lost=len(whole) - len(kept))
 

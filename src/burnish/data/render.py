@@ -126,7 +126,7 @@ class Chat:
                 spans.append((len(opening), len(closed), 1.0 if weight is None else weight))
             return whole, spans
         except ModelError as error:
-            raise RowError(f"the chat template refuses this conversation: {error.found}", where=row.where) from error
+            raise refused(row, error) from error
 
     def _template(self, turns: Turns, tools: Sequence[Any], *, opened: bool = False) -> str:
         """The conversation as text, control tokens that users spelled out replaced by marks."""
@@ -225,6 +225,11 @@ class Chat:
                 expected="a template that writes the end token after each answer",
             )
         return frozenset({self.tokenizer.eos_token_id, ends[-1]})
+
+
+def refused(row: Row, error: ModelError) -> RowError:
+    """What a row is told of a chat template that does not take it."""
+    return RowError(f"the chat template refuses this conversation: {error.found}", where=row.where)
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str]:

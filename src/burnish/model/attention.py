@@ -8,7 +8,7 @@ on the CPU one that goes through the sequences, on a GPU one kernel that is told
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -183,7 +183,7 @@ def packed_attention_backward(
         arguments = _newest_arguments(edges, longest, scale, window)
         return tuple(newest._flash_attn_bwd(q, k, v, out, grad.contiguous(), lse, **arguments)[:3])  # type: ignore[return-value]
     undrawn = torch.zeros(2, dtype=torch.uint64, device=q.device)
-    return _torch_backward(grad, q, k, v, out, lse, undrawn, edges, longest, scale, window, 0.0)
+    return _torch_backward(grad, (q, k, v, out, lse, undrawn, edges), longest, scale, window, 0.0)
 
 
 @packed_attention.register_fake
@@ -227,35 +227,37 @@ class _Dropping(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return *_torch_backward(grad, *ctx.saved_tensors, *ctx.how), None, None, None, None, None
+        return *_torch_backward(grad, ctx.saved_tensors, *ctx.how), None, None, None, None, None
 
 
-def _torch_forward(
-    q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int, scale: float, window: int, dropout: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """torch's own kernel: the attention, the log-sum-exp and (2,) from where on random numbers were drawn, to draw them again."""
+# torch's own kernel. how: longest, scale, window and dropout.
+
+
+def _torch_forward(q: Tensor, k: Tensor, v: Tensor, edges: Tensor, *how: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The attention, the log-sum-exp and (2,) from where on random numbers were drawn, to draw them again."""
+    longest, scale, window, dropout = how
     out, lse, state, *_ = torch.ops.aten._flash_attention_forward(
         *(q, k, v, edges, edges, longest, longest, dropout, True, False), scale=scale, **_of_torch(window)
     )
     return out, lse, state
 
 
-def _torch_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    state: Tensor,
-    edges: Tensor,
-    longest: int,
-    scale: float,
-    window: int,
-    dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    unused = torch.zeros_like(state)
-    given = (grad.contiguous(), q, k, v, out, lse, edges, edges, longest, longest, dropout, True, state, unused)
+def _torch_backward(grad: Tensor, saved: Sequence[Tensor], *how: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v. saved: these, what the forward pass gave, and the edges."""
+    *attended, state, edges = saved
+    longest, scale, window, dropout = how
+    given = (
+        grad.contiguous(),
+        *attended,
+        edges,
+        edges,
+        longest,
+        longest,
+        dropout,
+        True,
+        state,
+        torch.zeros_like(state),
+    )
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
         *given, scale=scale, **_of_torch(window)
     )
