@@ -246,18 +246,8 @@ def _torch_backward(grad: Tensor, saved: Sequence[Tensor], *how: Any) -> tuple[T
     """Gradients of q, k and v. saved: these, what the forward pass gave, and the edges."""
     *attended, state, edges = saved
     longest, scale, window, dropout = how
-    given = (
-        grad.contiguous(),
-        *attended,
-        edges,
-        edges,
-        longest,
-        longest,
-        dropout,
-        True,
-        state,
-        torch.zeros_like(state),
-    )
+    unused = torch.zeros_like(state)
+    given = (grad.contiguous(), *attended, edges, edges, longest, longest, dropout, True, state, unused)
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
         *given, scale=scale, **_of_torch(window)
     )
