@@ -387,6 +387,17 @@ def test_eight_bits_on_a_device_without_them_are_refused_with_what_to_type(go):
         go(train={"precision": "fp8"})
 
 
+def test_all_weights_learn_with_products_of_8_bits_and_are_tested_as_they_are_deployed(go, monkeypatch):
+    monkeypatch.setattr("burnish.train.memory.multiplies", lambda device: True)  # as a card would
+    folder, report = go(adapter={"method": "full"}, train={"precision": "fp8"})
+    assert report["training"]["precision"] == "fp8"
+    assert report["evaluation"]["tuned"] > report["evaluation"]["base"]
+    before, after = report["model"]["rounding"].values()
+    assert before != after
+    tensors = tensors_of(folder / "merged" / "model.safetensors")
+    assert not any(tensor.dtype == torch.float8_e4m3fn for tensor in tensors.values())
+
+
 def test_frozen_layers_keep_their_weights(go, model_folder):
     folder, report = go(adapter={"method": "full"}, freeze={"layers": "0-1"})
     before, after = (tensors_of(Path(place) / "model.safetensors") for place in (model_folder(), folder / "merged"))

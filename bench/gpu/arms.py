@@ -176,6 +176,7 @@ ARMS: dict[str, list[Arm]] = {
     "135m-rows": [BF16, graphed(BF16), EAGER, unsloth(0), UNSLOTH_DEFAULTS, trl(0), FLEX, TRL_DEFAULTS],
     "1b-full": [
         ours("full", "bf16 products, float32 weights"),
+        ours("full-fp8", "FP8 products, float32 weights", precision="fp8"),
         ours("full-eager", "bf16 products, float32 weights, not compiled", compile=False),
         replace(unsloth(8), title="Unsloth, all weights, no checkpointing"),
         peer(

@@ -19,6 +19,7 @@ from torch import Tensor
 Atom = Literal["seq", "group", "step"]
 # A row's length is a multiple of it (of the second above 1024 tokens): few shapes are quick.
 GRAIN, LONG_GRAIN = 64, 256
+LEAST_LONGEST = 128  # tokens that an attention kernel takes at once: to say that sequences are shorter tells it nothing
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Batch:
     tokens: dict[str, Tensor]  # streams, (R,T) or (R,T,K)
     values: dict[str, Tensor]  # streams, (S,)
     where: tuple[str, ...]  # S places, to name the rows of a bad step
-    longest: int = 0  # a power of two that no sequence is longer than
+    longest: int = 0  # a power of two that no sequence is longer than, of 128 at the least
 
     @property
     def sequences(self) -> int:
@@ -246,7 +247,7 @@ def _as_batch(rows: list[list[tuple[int, Seq]]], task: str, pad: int) -> Batch:
             for name in (placed[0][1].values if placed else ())
         },
         where=tuple(seq.where for _, seq in placed),
-        longest=1 << (longest - 1).bit_length(),
+        longest=max(LEAST_LONGEST, 1 << (longest - 1).bit_length()),
     )
 
 

@@ -54,7 +54,7 @@ from burnish.model.adapt import parameter_count, trained_groups, trained_paramet
 from burnish.model.depth import as_table, by_depth
 from burnish.model.load import Head, find_model, load_config, load_tokenizer
 from burnish.model.net import Net
-from burnish.model.quantize import quantize
+from burnish.model.quantize import quantize, unquantize
 from burnish.model.sample import Sampler
 from burnish.model.warm_start import find_start, start_as_json
 from burnish.parts import (
@@ -463,6 +463,9 @@ def train(
                 quantize(net.model, kept["precision"])
                 net.precision = kept["precision"]
         load_trained(net, store.load_step(kept["best_step"]).weights)
+        if recipe.adapter.method == "full" and net.precision == "fp8":  # no weight was rounded, so what is tested is what is deployed
+            unquantize(net.model)
+            net.precision = "bf16"
         run.parts["training"] = kept
         hidden = chosen.config.get_text_config().hidden_size
         run.learn(training=kept, usual_rate=auto_learning_rate(hidden, recipe.adapter.method, settings.steps))

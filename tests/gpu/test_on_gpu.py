@@ -317,7 +317,7 @@ def test_compiled_layers_drop_what_plain_ones_drop(make_net):
             torch._dynamo.reset()
             torch._functorch.config.activation_memory_budget = 1.0
     assert off_by(found[1][0], found[0][0]) < 2e-3
-    assert off_by(found[1][1], found[0][1]) < 0.05
+    assert off_by(found[1][1], found[0][1]) < 0.15  # 0.8 where other draws are taken, 0.05 by bf16
 
 
 def test_a_recording_taken_up_from_a_checkpoint_draws_what_plain_passes_draw(make_net):

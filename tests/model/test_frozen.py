@@ -12,7 +12,8 @@ from burnish.core import Seq, pack
 from burnish.errors import RecipeError
 from burnish.model import quantize as quantizing
 from burnish.model.adapt import adapt, trained_parameters
-from burnish.model.fp8 import E4M3, Fp8Linear, by_row, suits
+from burnish.model.fast import accelerate
+from burnish.model.fp8 import E4M3, Fp8Linear, Fp8Products, by_row, suits
 from burnish.model.frozen import FrozenLinear
 from burnish.model.lora import LoraLinear
 from burnish.model.net import Net
@@ -179,11 +180,68 @@ def test_every_adapter_gets_a_gradient(make_lora, batch, kind):
     assert all(bool(parameter.grad.any()) for parameter in trained_parameters(model).values())
 
 
-@pytest.mark.parametrize("kind", EITHER)
-def test_a_model_without_adapters_is_refused_and_told_what_to_type(make_model, kind):
-    with pytest.raises(RecipeError, match=kind) as caught:
-        quantize(make_model(), kind)
+@needs_bitsandbytes
+def test_trained_weights_cannot_have_4_bits_and_what_to_type_is_said(make_model):
+    with pytest.raises(RecipeError, match="nf4") as caught:
+        quantize(make_model(), "nf4")
     assert caught.value.hint == "--set adapter.method=lora"
+
+
+# Trained weights -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trained_weights_get_the_gradients_of_plain_ones_but_for_rounding(linear, dtype):
+    linear.requires_grad_()
+    layer = Fp8Products(linear)
+    x, slope = torch.randn(3, 7, 64).to(dtype).requires_grad_(), torch.randn(3, 7, 96).bfloat16()
+    out, wanted = layer(x), linear(x.float())
+    found = torch.autograd.grad(out, (x, linear.weight, linear.bias), slope)
+    plain = torch.autograd.grad(wanted, (x, linear.weight, linear.bias), slope.float())
+    assert out.dtype == torch.bfloat16
+    assert [one.dtype for one in found] == [dtype, torch.float32, torch.float32]
+    assert 0.005 < off_by(out, wanted) < 0.04
+    assert 0.005 < off_by(found[0], plain[0]) < 0.04
+    assert all(off_by(one, other) < 0.005 for one, other in zip(found[1:], plain[1:], strict=True))  # never in 8 bits
+
+
+def test_all_layers_of_a_trained_model_multiply_in_8_bits_and_go_back_to_what_they_were(make_model, batch):
+    model = make_model()
+    before = dict(model.named_parameters())
+    assert quantize(model, "fp8") == 3 * 7
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is parameter for name, parameter in before.items())
+    assert type(model.get_output_embeddings()) is nn.Linear
+    Net(model, precision="fp8")(batch, LOGP).logp.sum().backward()
+    assert all(bool(parameter.grad.any()) for parameter in before.values())
+    unquantize(model)
+    assert not any(isinstance(layer, Fp8Products) for layer in model.modules())
+    assert all(after[name] is parameter for name, parameter in model.named_parameters())
+
+
+def test_a_trained_model_without_a_layer_that_fits_is_refused(make_model):
+    model = make_model()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.in_features = 24
+    with pytest.raises(RecipeError, match="multiples of 16"):
+        quantize(model, "fp8")
+
+
+def test_compiled_products_of_trained_weights_are_as_near_to_float32_as_plain_ones(make_model, batch):
+    found = []
+    for precision, compiled in (("fp32", False), ("fp8", False), ("fp8", True)):
+        net = Net(make_model(), precision=precision)
+        with torch.no_grad():  # as they come, even bf16 gives gradients that are off by half
+            torch._foreach_mul_([parameter for parameter in net.model.parameters() if parameter.dim() > 1], 0.1)
+        if precision == "fp8":
+            quantize(net.model, "fp8")
+            accelerate(net, compile=compiled, backend="aot_eager")
+        net(batch, LOGP).logp.sum().backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in net.model.parameters()]))
+    exact, plain, compiled = found
+    assert 0 < off_by(compiled, exact) <= 1.5 * off_by(plain, exact) < 0.15
 
 
 def test_4_bits_without_bitsandbytes_say_what_to_install(make_lora, monkeypatch):

@@ -112,6 +112,16 @@ def test_recorded_steps_are_those_that_are_not(make_net, recordings, method):
     assert [one.calls for one in recordings] == [12, 6]  # two shapes
 
 
+def test_work_that_was_watched_once_is_recorded_sooner_at_other_sizes(make_net, recordings):
+    net = make_net()
+    passes = Replayed(net, trained_parameters(net).values())
+    for lengths, longest in ((LENGTHS[0], 64), (OTHER, 64), (LENGTHS[0], 128)):
+        for _ in range(3):
+            passes(SFT, replace(batch_of(lengths), longest=longest), factor_of(0))
+    assert [one.recorded for one in recordings] == [True] * 3
+    assert [one._recorded_on for one in recordings] == [3, 2, 3]  # another longest may be another kernel's
+
+
 def test_what_a_step_gave_is_not_overwritten_by_the_next(make_net, recordings):
     net = make_net()
     passes = Replayed(net, trained_parameters(net).values())

@@ -21,7 +21,7 @@ from burnish.model.prompts import learnt_tokens
 
 # Share of the activations of a layer that its compiled backward pass may find kept, between what a compiler keeps for the best speed
 # (1) and the layer's input alone (0); the compiler chooses what is cheapest to compute again. From the fastest level to the leanest.
-BUDGETS = {"none": 1.0, "elementwise": 0.5, "mlp": 0.2, "all": 0.0, "offload": 0.0}
+BUDGETS = {"none": 1.0, "elementwise": 0.7, "mlp": 0.2, "all": 0.0, "offload": 0.0}
 EAGER = {"elementwise": "none", "mlp": "all"}  # without a compiler, a layer is kept or computed again as a whole
 
 

@@ -1,7 +1,7 @@
-"""The frozen base in 8 bits: half the memory of bf16, and a matrix product that a Hopper card does twice as fast.
+"""Products in 8 bits, which a Hopper card does twice as fast as those in bf16: of a frozen base, which is stored so, and of trained weights.
 
-Weights and activations become e4m3 numbers with one float32 scale a row; products add up in float32 and come out in bf16. The adapter
-stays as it was. One copy of the weight serves both directions: its scales stand by output channel, so in the backward pass they are
+Weights and activations become e4m3 numbers with one float32 scale a row; products add up in float32 and come out in bf16. An adapter
+stays as it was; so do trained weights, which are rounded anew for each step, and their gradient is a product in bf16. One copy of the weight serves both directions: its scales stand by output channel, so in the backward pass they are
 multiplied into the incoming gradient before that is rounded, and the tensor cores' wish for another layout is met by turning the
 weight around on the way, which takes 2% of a step where a second copy would take as much memory as bf16.
 
@@ -9,6 +9,8 @@ Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning" (arXiv 2209.05
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, library, nn
@@ -62,6 +64,44 @@ class Fp8Linear(FrozenLinear):
 
     def dense(self) -> Tensor:
         return (self.weight.float() * self.scale).to(torch.bfloat16)
+
+
+class Fp8Products(nn.Linear):
+    """A linear layer that keeps its weight (out, in) float32 and bias, to be trained, and multiplies in 8 bits. Its output is bf16."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _Trained.apply(x, self.weight)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def plain(self) -> nn.Linear:
+        """An ordinary linear layer of the same parameters."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear
+
+
+class _Trained(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.dtypes = x.dtype, weight.dtype
+        rows, rounded = x.flatten(0, -2).to(torch.bfloat16), by_row(weight)
+        ctx.save_for_backward(rows, *rounded)
+        return forward_product(rows, *rounded).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None]:
+        rows, weight, scale = ctx.saved_tensors
+        slope, to_x, to_weight = grads[0].flatten(0, -2), None, None
+        if ctx.needs_input_grad[0]:
+            to_x = backward_product(slope, torch.ops.burnish.turned(weight), scale)
+            to_x = to_x.view(*grads[0].shape[:-1], -1).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[1]:
+            to_weight = (slope.T @ rows).to(ctx.dtypes[1])
+        return to_x, to_weight
 
 
 def forward_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

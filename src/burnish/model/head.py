@@ -61,17 +61,18 @@ class _Head(torch.autograd.Function):
         ctx.bend, ctx.dtype, wide = bend, dtype, weight.to(dtype)
         trained = any(ctx.needs_input_grad[1:3])
         kept = trained and len(targets) * len(weight) * dtype.itemsize <= KEPT_BYTES[hidden.device.type]
-        logps, towards, slopes = [], [], []
-        for part in _chunks(len(targets), len(weight), hidden.device):
-            logp, slope = _terms(F.linear(hidden[part].to(dtype), wide, bias), targets[part], bend)
-            logps.append(logp)
+        parts = _chunks(len(targets), len(weight), hidden.device)
+        room = max((part.stop - part.start for part in parts), default=0)  # what is not kept makes room for the next
+        slopes = wide.new_empty(len(targets) if kept else room, len(weight))
+        logps, towards = [], []
+        for part in parts:
+            slope = slopes[part] if kept else slopes[: part.stop - part.start]
+            logps.append(_to_slopes(_logits(hidden[part], wide, bias, slope), targets[part], bend))
             if any(ctx.needs_input_grad[:2]):
                 towards.append((slope @ wide).to(hidden.dtype))
-            if kept:
-                slopes.append(slope)
         empty = hidden.new_zeros(0, hidden.shape[-1])
         toward = torch.cat(towards) if towards else empty
-        ctx.save_for_backward(toward, *([hidden, weight, bias, targets, *slopes] if trained else []))
+        ctx.save_for_backward(toward, *([hidden, weight, bias, targets] if trained else []), *([slopes] if kept else []))
         return torch.cat(logps) if logps else hidden.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
@@ -81,65 +82,82 @@ class _Head(torch.autograd.Function):
         to_hidden = (grad * toward).to(toward.dtype)
         if not rest:
             return to_hidden, None, None, None, None, None
-        hidden, weight, bias, targets, *slopes = rest
+        hidden, weight, bias, targets, *kept = rest
+        if kept:
+            return to_hidden, *_to_head(kept[0], hidden, grad, weight, bias), None, None, None
         to_weight, to_bias = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
-        for number, part in enumerate(_chunks(len(targets), len(weight), hidden.device)):
-            if slopes:
-                slope = slopes[number]
-            else:
-                logits = F.linear(
-                    hidden[part].to(ctx.dtype), weight.to(ctx.dtype), bias if bias is None else bias.to(ctx.dtype)
-                )
-                slope = _terms(logits, targets[part], ctx.bend)[1]
-            to_weight += slope.T @ (grad[part] * hidden[part]).to(slope.dtype)
+        wide = weight.to(ctx.dtype)
+        for part in _chunks(len(targets), len(weight), hidden.device):
+            slope = _logits(hidden[part], wide, bias, wide.new_empty(part.stop - part.start, len(weight)))
+            _to_slopes(slope, targets[part], ctx.bend)
+            more_weight, more_bias = _to_head(slope, hidden[part], grad[part], weight, bias)
+            to_weight += more_weight
             if to_bias is not None:
-                to_bias += slope.T.float() @ grad[part, 0]
+                to_bias += more_bias
         return to_hidden, to_weight, to_bias, None, None, None
 
 
-def _terms(logits: Tensor, targets: Tensor, bend: Bend) -> tuple[Tensor, Tensor]:
-    """(N,V), (N,) -> (N,) float32 log p of the targets, and (N,V) its slope by the logits: onehot - softmax, through the bend."""
+def _logits(hidden: Tensor, wide: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """(N,d), (V,d), (V,) -> (N,V), written into `out`."""
+    torch.mm(hidden.to(wide.dtype), wide.T, out=out)
+    return out if bias is None else out.add_(bias)
+
+
+def _to_head(
+    slope: Tensor, hidden: Tensor, grad: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the weight (V,d) and of the bias (V,), from the slopes (N,V) and the loss by each log p, (N,1)."""
+    to_weight = (slope.T @ (grad * hidden).to(slope.dtype)).to(weight.dtype)
+    return to_weight, None if bias is None else (slope.T.float() @ grad[:, 0]).to(bias.dtype)
+
+
+def _to_slopes(logits: Tensor, targets: Tensor, bend: Bend) -> Tensor:
+    """(N,V), (N,) -> (N,) float32 log p of the targets. The logits become its slope by them: onehot - softmax, through the bend."""
     if bend is not _straight:
-        return _bent(logits, targets, bend)
+        return _bent_to_slopes(logits, targets, bend)
     if not logits.is_cuda:
-        return _straight_terms(logits, targets)
+        return _straight_to_slopes(logits, targets)
     torch._dynamo.maybe_mark_dynamic(logits, 0)
     torch._dynamo.maybe_mark_dynamic(targets, 0)
     return _compiled()(logits, targets)
 
 
-def _straight_terms(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _straight_to_slopes(logits: Tensor, targets: Tensor) -> Tensor:
     # By hand, with one exponential: log_softmax on the CPU is off by 1e-5 over a wide vocabulary, and gradients show it.
-    wide = logits.float()
+    wide = logits.float()  # the logits themselves, if they are float32
     peak = wide.amax(-1, keepdim=True)  # (N,1)
     chosen = (wide.gather(-1, targets[:, None]) - peak)[:, 0]
-    powers = wide.sub_(peak).exp_()  # in place: the logits are nobody else's
+    powers = wide.sub_(peak).exp_()
     total = powers.sum(-1, keepdim=True)
     slope = powers.div_(total).neg_()
     slope[torch.arange(len(targets), device=slope.device), targets] += 1
-    return chosen - total[:, 0].log(), slope.to(logits.dtype)
+    logits.copy_(slope)
+    return chosen - total[:, 0].log()
 
 
-def _bent(logits: Tensor, targets: Tensor, bend: Bend) -> tuple[Tensor, Tensor]:
+def _bent_to_slopes(logits: Tensor, targets: Tensor, bend: Bend) -> Tensor:
     with torch.enable_grad():
         leaf = logits.detach().float().requires_grad_()
         bent = bend(leaf)
-    logp, slope = _straight_terms(bent.detach().clone(), targets)
-    return logp, torch.autograd.grad(bent, leaf, slope)[0].to(logits.dtype)
+    slope = bent.detach().clone()
+    logp = _straight_to_slopes(slope, targets)
+    logits.copy_(torch.autograd.grad(bent, leaf, slope)[0])
+    return logp
 
 
 @cache
-def _compiled() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _compiled() -> Callable[[Tensor, Tensor], Tensor]:
     """The same for a GPU, as two passes over the logits."""
 
-    def terms(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def to_slopes(logits: Tensor, targets: Tensor) -> Tensor:
         wide = logits.float()
         total = wide.logsumexp(-1, keepdim=True)
+        logp = (wide.gather(-1, targets[:, None]) - total)[:, 0]
         hit = torch.arange(wide.shape[-1], device=wide.device) == targets[:, None]
-        slope = hit.float() - (wide - total).exp()
-        return (wide.gather(-1, targets[:, None]) - total)[:, 0], slope.to(logits.dtype)
+        logits.copy_(hit.float() - (wide - total).exp())
+        return logp
 
-    return torch.compile(terms)
+    return torch.compile(to_slopes)
 
 
 def _straight(logits: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class Net(nn.Module):
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 products of float32 weights. Weights that are bf16 already need no casting, and the casting costs time."""
-        enabled = self.precision == "bf16" and self.language_model.dtype != torch.bfloat16
+        enabled = self.precision != "fp32" and self.language_model.dtype != torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
 
     def _score(self, hidden: Tensor) -> Tensor:

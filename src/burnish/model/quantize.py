@@ -1,4 +1,4 @@
-"""The frozen base in 8 or 4 bits under a LoRA adapter, and back.
+"""The frozen base in 8 or 4 bits under a LoRA adapter, or the products of trained weights in 8, and back.
 
 4 bits is QLoRA (Dettmers et al. 2023, arXiv 2305.14314): NF4 in blocks of 64 weights whose scales are themselves kept in 8 bits. It is
 bitsandbytes that packs and unpacks, so the base is bit for bit what `BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
@@ -16,6 +16,8 @@ from torch import Tensor, library, nn
 
 from burnish.errors import RecipeError
 from burnish.model import fp8
+from burnish.model.adapters import is_adapters
+from burnish.model.fast import decoder_layers
 from burnish.model.frozen import FrozenLinear
 from burnish.model.starts import begin_with_loss
 
@@ -147,12 +149,16 @@ def _like(stored: Sequence[Tensor], columns: int, dtype: torch.dtype) -> Tensor:
     return stored[0].new_empty((2 * stored[0].numel() // columns, columns), dtype=dtype)
 
 
-def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.device | None = None) -> int:
+def quantize(model: Any, kind: Literal["fp8", "nf4"], *, device: torch.device | None = None) -> int:
     """Put the base of every adapted layer into 8 or 4 bits, one after the other. Returns how many.
 
+    In a model without adapters, whose own weights are trained, the layers' products are done in 8 bits and nothing is stored in them.
+
     device: where each layer's weight is moved first, so that no more than one is there in full. Layers whose sides the card cannot
-    multiply in 8 bits stay as they are. Raises RecipeError where no layer has an adapter: weights in few bits cannot be trained.
+    multiply in 8 bits stay as they are. Raises RecipeError where there are no others, and for weights of 4 bits that were to be trained.
     """
+    if kind == "fp8" and not any(is_adapters(name) for name, _ in model.named_parameters()):
+        return _round_products(model)
     if kind == "nf4" and not has_bitsandbytes():
         raise without_bitsandbytes("nf4", "train.precision")
     from burnish.model.lora import LoraLinear  # which imports PEFT
@@ -160,13 +166,10 @@ def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.dev
     adapted = [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
     suited = [layer for layer in adapted if fp8.suits(layer.base_layer)]
     if not suited:
-        found = (
-            f"no layer with an adapter has sides that are multiples of {fp8.MULTIPLE}"
-            if adapted
-            else "no layer has an adapter"
-        )
-        hint = "--set train.precision=bf16" if adapted else "--set adapter.method=lora"
-        raise RecipeError(found, where=f"train.precision ({kind})", hint=hint)
+        if adapted:
+            raise _no_sides("layer with an adapter", kind)
+        where = f"train.precision ({kind})"
+        raise RecipeError("no layer has an adapter", where=where, hint="--set adapter.method=lora")
     for layer in suited:
         base: Any = layer.base_layer
         stored = _kind_of(kind, device or base.weight.device, base)(base.to(device))
@@ -176,15 +179,35 @@ def quantize(model: nn.Module, kind: Literal["fp8", "nf4"], *, device: torch.dev
     return len(suited)
 
 
+def _round_products(model: Any) -> int:
+    found = [(part, name) for layer in decoder_layers(model) for part, name in _linears(layer) if fp8.suits(getattr(part, name))]
+    if not found:
+        raise _no_sides("layer", "fp8")
+    for part, name in found:
+        setattr(part, name, fp8.Fp8Products(getattr(part, name)))
+    return len(found)
+
+
 def is_quantized(model: nn.Module) -> bool:
     return any(isinstance(module, FrozenLinear) for module in model.modules())
 
 
 def unquantize(model: nn.Module) -> None:
-    """Ordinary linear layers again, with the weights that were computed with."""
-    layers = [layer for layer in model.modules() if isinstance(getattr(layer, "base_layer", None), FrozenLinear)]
-    for layer in layers:
-        layer.base_layer = layer.base_layer.plain()  # type: ignore[union-attr, operator]
+    """Ordinary linear layers again, with the weights that were computed with; those that were trained were never rounded."""
+    for part, name in _linears(model):
+        if isinstance(layer := getattr(part, name), FrozenLinear | fp8.Fp8Products):
+            setattr(part, name, layer.plain())
+
+
+def _linears(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """(module, attribute) of every linear layer, of whatever kind."""
+    kinds = nn.Linear | FrozenLinear
+    return [(part, name) for part in model.modules() for name, own in part.named_children() if isinstance(own, kinds)]
+
+
+def _no_sides(what: str, kind: str) -> RecipeError:
+    found = f"no {what} has sides that are multiples of {fp8.MULTIPLE}"
+    return RecipeError(found, where=f"train.precision ({kind})", hint="--set train.precision=bf16")
 
 
 def has_bitsandbytes() -> bool:

@@ -81,17 +81,34 @@ class Recording:
     The first call lets libraries set themselves up, the second is watched for anything that waits for the GPU and raises Unrecordable
     where something does: a recording that fails leaves the device's random numbers unusable, so it must not come to that.
     stream: to work on; None is the current one. pool: memory to share with other recordings, whose outputs this one then overwrites.
+    known: the same work was watched at other sizes, so that it is recorded on its second call.
     """
 
-    def __init__(self, step: Callable[[], Any], *, stream: torch.cuda.Stream | None = None, pool: Any = None) -> None:
+    def __init__(
+        self,
+        step: Callable[[], Any],
+        *,
+        stream: torch.cuda.Stream | None = None,
+        pool: Any = None,
+        known: bool = False,
+    ) -> None:
         self._step, self._stream, self._pool = step, stream, pool
+        self._recorded_on = 2 if known else 3
         self.calls = 0
+
+    @property
+    def recorded(self) -> bool:
+        return self.calls >= self._recorded_on
+
+    @property
+    def next_is_watched(self) -> bool:
+        return self.calls == 1 and self._recorded_on == 3
 
     def __call__(self) -> Any:
         self.calls += 1
-        if self.calls == 3:
+        if self.calls == self._recorded_on:
             self._step = graph_of(self._step, stream=self._stream, pool=self._pool)
-        if self.calls > 2:
+        if self.recorded:
             return self._step()
         with never_waiting() if self.calls == 2 else contextlib.nullcontext(), _on(self._stream):
             return self._step()

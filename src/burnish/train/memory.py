@@ -27,7 +27,7 @@ RECOMPUTE = tuple(BUDGETS)  # from the fastest to the leanest
 # What the backward pass keeps for each token and layer, by the level of recomputation.
 KEPT = {
     "none": ("norm inputs", "normed", "attention", "gate and up", "product", "adapters"),
-    "elementwise": ("layer input", "attention", "gate and up", "adapters"),
+    "elementwise": ("norm inputs", "attention", "gate and up", "adapters"),
     "mlp": ("layer input", "attention", "adapters"),
     "all": ("layer input",),
     "offload": (),
@@ -35,7 +35,7 @@ KEPT = {
 # What exists beside that while one layer is walked back: what has to be computed again, and the slopes of the MLP's tensors.
 AGAIN = {
     "none": (),
-    "elementwise": ("norm inputs", "normed", "product"),
+    "elementwise": ("normed", "product"),
     "mlp": ("norm inputs", "normed", "gate and up", "product"),
     "all": KEPT["none"],
     "offload": ("layer input", "layer input", *KEPT["none"]),  # one layer's input comes while the one before it is used
@@ -78,7 +78,8 @@ def device_of_choice() -> torch.device:
 def precision_of_choice(wanted: str, device: torch.device, method: str = "lora") -> str:
     """`auto` is bf16 where the hardware multiplies it natively, else fp32: emulated bf16 is many times slower.
 
-    method: the adapter's. Raises RecipeError for fp8 and nf4 where they cannot be: both store weights that are not trained.
+    method: the adapter's. Raises RecipeError for fp8 and nf4 where they cannot be: both store weights that are not trained, and only the
+    products of those that are can be done in fp8.
     """
     if wanted == "fp8" and not multiplies(device):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
@@ -88,7 +89,8 @@ def precision_of_choice(wanted: str, device: torch.device, method: str = "lora")
         )
     if wanted == "nf4" and not has_bitsandbytes():
         raise without_bitsandbytes("nf4", "train.precision", otherwise="bf16")
-    if wanted in ("fp8", "nf4") and not METHODS[method].low_rank:
+    rounds = METHODS[method].low_rank or (wanted, method) == ("fp8", "full")
+    if wanted in ("fp8", "nf4") and not rounds:
         beside = METHODS[method].beside
         raise RecipeError(
             f"{method} cannot stand on weights stored as {wanted}"
@@ -200,12 +202,13 @@ def needed(parts: Mapping[str, int]) -> int:
 
 
 def weight_bytes(shape: Shape, settings: Settings) -> float:
-    """Frozen weights as they are stored, trained ones in float32; and the bf16 copies of the latter that products read."""
+    """Frozen weights as they are stored, trained ones in float32; and the copies of the latter that products read."""
     plain = 4 if settings.precision == "fp32" or not shape.beside else 2
     stored = {"fp8": 1 + 4 / shape.hidden, "nf4": 0.5 + 1 / 64 + 1 / 4096}.get(settings.precision, plain)
-    copies = 0 if settings.precision == "fp32" else 2 * (shape.trained - shape.outside)
+    number = {"fp32": 0, "fp8": 2 if shape.beside else 1}.get(settings.precision, 2)
+    copies = number * (shape.trained - shape.outside)
     if settings.compile and settings.recompute in ("all", "offload"):
-        copies = 2 * trained_in_layer(shape)  # made within a layer, and gone with it
+        copies = number * trained_in_layer(shape)  # made within a layer, and gone with it
     return shape.matrices * stored + (shape.frozen - shape.matrices) * plain + shape.trained * 4 + copies
 
 
@@ -249,10 +252,10 @@ def head_bytes(shape: Shape, settings: Settings, trained: int) -> int:
     As `model.head` has it. On the CPU a chunk's logits are float32 three times over.
     """
     device, number = torch.device(settings.device).type, number_bytes(settings)
-    chunk = min(LOGITS[device], trained * shape.vocabulary) * (12 if device == "cpu" else 2 * number)
+    chunk = min(LOGITS[device], trained * shape.vocabulary) * (12 if device == "cpu" else number)
     if not shape.head_trained:
         return chunk
-    return chunk + number * shape.vocabulary * shape.hidden + _kept_slopes(shape, settings, trained)
+    return (_kept_slopes(shape, settings, trained) or chunk) + number * shape.vocabulary * shape.hidden
 
 
 def head_slope_bytes(shape: Shape, settings: Settings, trained: int) -> int:
@@ -271,9 +274,6 @@ def kept_bytes(shape: Shape, settings: Settings) -> float:
     """Activations that a token leaves for the backward pass, over the layers that it walks through, and around the decoder."""
     table, level = token_bytes(shape, settings), level_of(settings)
     layer = sum(table[name] for name in KEPT[level])
-    # On a rounded base the compiler uses its budget to the full.
-    if level == "elementwise" and settings.precision in ("fp8", "nf4"):
-        layer = BUDGETS[level] * sum(table[name] for name in KEPT["none"])
     around = 4 * shape.hidden * number_bytes(settings)  # the last norm, the head's input and its slope
     return layer * shape.layers * shape.walked + around
 

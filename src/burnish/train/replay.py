@@ -1,7 +1,7 @@
 """A step's passes as CUDA graphs, for models so small that the host cannot launch their kernels as fast as they run.
 
-Each shape of micro-batch is run once as it is, once watched for anything that waits for the GPU, then recorded and from there on
-replayed: one launch for forward, loss and backward pass together. Gradients add up in tensors that stay where they are.
+Each shape of micro-batch is run once as it is, then recorded and from there on replayed: one launch for forward, loss and backward pass
+together. The first of a task is watched before, for anything that waits for the GPU. Gradients add up in tensors that stay where they are.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Replayed:
         _fill(own, batch)
         own_factor.copy_(factor, non_blocking=True)
         # A watched call may leave its work half done.
-        before = [one.clone() for one in self.gradients] if recording.calls == 1 else []
+        before = [one.clone() for one in self.gradients] if recording.next_is_watched else []
         try:
             scaled, stats = recording()
         except Unrecordable as error:
@@ -92,7 +92,12 @@ class Replayed:
         net, device = self.net, self.net.device
         own, own_factor = batch.to(device).each(Tensor.clone), factor.to(device, copy=True)
         step = partial(forward_backward, net, objective, own, own_factor)
-        return own, own_factor, Recording(step, stream=self._stream, pool=self._pool)
+        # Another longest sequence may be another kernel's.
+        known = any(
+            other.recorded and (one.task, one.longest) == (batch.task, batch.longest)
+            for one, _, other in self._shapes.values()
+        )
+        return own, own_factor, Recording(step, stream=self._stream, pool=self._pool, known=known)
 
 
 def padded(batch: Batch) -> Batch:

@@ -124,7 +124,7 @@ def operations(shape: Shape, settings: Settings, *, share: float, span: float) -
     attention = shape.queries * shape.layers * span
     level, projected = level_of(settings), shape.queries * shape.hidden * shape.layers
     whole = level in ("all", "offload")
-    again = {"none": 0.0, "elementwise": projected, "mlp": projected + shape.gated}.get(level, shape.met)
+    again = {"none": 0.0, "elementwise": 0.0, "mlp": projected + shape.gated}.get(level, shape.met)
     repeated = 2 * attention * shape.walked if whole else 0
     head = (6 if shape.head_trained else 4) * shape.vocabulary * shape.hidden * share
     adapters = (6 if shape.beside else 2) * shape.met_trained
