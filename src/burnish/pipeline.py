@@ -22,7 +22,7 @@ from burnish import distillation
 from burnish.core import Group
 from burnish.data.augment import generated, is_generated
 from burnish.data.feed import Feed
-from burnish.data.ledger import Ledger, bad_and_left_out
+from burnish.data.ledger import Ledger
 from burnish.data.split import Guarded
 from burnish.data.together import SPLITS, named, prepare_tasks
 from burnish.errors import DataGuardError, TrainingError
@@ -218,10 +218,9 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
             test_hash=guarded.test_hash,
             **kept["reasons"],
         )
-        bad, left_out = bad_and_left_out(kept["reasons"]["dropped"])
-        unwanted = "".join(f", {count} {reason}" for reason, count in left_out.items())
+        unwanted = "".join(f", {count} left out by {key}" for key, count in kept["reasons"]["left_out"].items())
         record["summary"] = (
-            f"{kept['data']['read']} rows read{unwanted}, {sum(bad.values())} dropped, "
+            f"{kept['data']['read']} rows read{unwanted}, {sum(kept['reasons']['dropped'].values())} dropped, "
             f"{sum(kept['reasons']['changed'].values())} mended; "
             f"{rows['train']} to train, {rows['validation']} to validate, {rows['test']} to test"
         )

@@ -22,10 +22,12 @@ def sizes_of(settings: Settings) -> dict[str, Any]:
 def counted(read: int, ledger: Ledger) -> dict[str, Any]:
     """What the report and the guards know of cleaning."""
     reasons = {action: ledger.by_reason(action) for action in ("dropped", "changed", "noted")}
+    reasons["left_out"] = ledger.by_reason("left out")
     examples = [{**asdict(entry), "where": entry.where} for entry in ledger.examples]
     data = {
         "read": read,
         "dropped": reasons["dropped"],
+        "left_out": reasons["left_out"],
         "changed": reasons["changed"],
         "findings": ledger.findings(),
         "ledger": examples,
