@@ -153,7 +153,7 @@ def with_start(space: Space, start: Mapping[str, Any]) -> Space:
 
 def recipe_with(recipe: Recipe, values: Mapping[str, Any], where: str = "trial") -> Recipe:
     """The recipe with other values. Raises RecipeError where it refuses them."""
-    return make_recipe(with_overrides(recipe.model_dump(mode="json"), values), where=where)
+    return make_recipe(with_overrides(recipe.values(), values), where=where)
 
 
 def as_text(value: Any) -> str:
@@ -216,7 +216,8 @@ def _checked(recipe: Recipe, key: str, one: Range | Choices, where: str) -> Rang
     for value in (one.low, one.high) if isinstance(one, Range) else one.values:
         tried = recipe_with(recipe, {key: value}, where)
         if tried.adapter.method == "head":  # a run would refuse it later
-            check_head(tried, objective_of(tried))
+            for task in tried.each.values():
+                check_head(task, objective_of(task))
     if isinstance(one, Choices):
         return one
     try:
