@@ -105,10 +105,9 @@ def _stands_for(head: Head | None) -> str:
     """What two score heads must share for their mean to mean the same."""
     if head is None:
         return "no score head: it writes"
-    if head.kind == "regress":
-        return f"a score head for numbers around {head.mean:.6g} by {head.spread:.6g}"
     frame = ", in a chat" if head.frame == "chat" else ""
-    return f"a score head ({head.kind}{frame}) for {', '.join(head.labels)}"
+    numbers = f"numbers around {head.mean:.6g} by {head.spread:.6g}"
+    return f"a score head ({head.kind}{frame}) for {numbers if head.kind == 'regress' else ', '.join(head.labels)}"
 
 
 def check_parts(parts: Sequence[Part], weights: Sequence[float], method: str, density: float | None) -> None:
@@ -134,13 +133,7 @@ def check_parts(parts: Sequence[Part], weights: Sequence[float], method: str, de
         expected = "above 0 and at most 1" if sparse else f"nothing: {method} keeps all numbers"
         raise CheckpointError(f"found {density}", where="--density", expected=expected)
     check_same_base(parts)
-    for part in parts[1:]:
-        if _stands_for(part.head) != _stands_for(parts[0].head):
-            raise CheckpointError(
-                f"it has {_stands_for(part.head)}",
-                where=str(part.folder),
-                expected=f"the same as the first, which has {_stands_for(parts[0].head)}",
-            )
+    _check_same_head(parts)
     if method in EQUAL_RANKS and len({part.rank for part in parts}) > 1:
         raise CheckpointError(
             f"the ranks are {', '.join(str(part.rank) for part in parts)}",
@@ -148,6 +141,25 @@ def check_parts(parts: Sequence[Part], weights: Sequence[float], method: str, de
             expected="equal ranks, or a method that takes any",
             hint="--method cat   or --method svd",
         )
+
+
+def _check_same_head(parts: Sequence[Part]) -> None:
+    """Raise CheckpointError unless all adapters have heads whose mean means the same, read after one prompt, or none has any."""
+    first = parts[0].head
+    for part in parts[1:]:
+        if _stands_for(part.head) != _stands_for(first):
+            raise CheckpointError(
+                f"it has {_stands_for(part.head)}",
+                where=str(part.folder),
+                expected=f"the same as the first, which has {_stands_for(first)}",
+            )
+        if first and part.head and part.head.system != first.system:
+            raise CheckpointError(
+                f"its score head read texts after the prompt {part.head.system!r}",
+                where=str(part.folder),
+                expected=f"the prompt of the first, {first.system!r}, since their mean is asked after one",
+                hint="burnish run RECIPE --set task.goal=...   tunes it again, with the goal of the first",
+            )
 
 
 def check_same_base(parts: Sequence[Part]) -> None:
