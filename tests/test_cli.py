@@ -201,7 +201,7 @@ def test_a_sample_whose_verdict_is_not_ship_ends_with_one(call, here):
     code, out, _ = call("run", "recipe.yaml", "--out", "run", "--sample", "16", *few)
     assert code == 1
     assert out.startswith("verdict: ")
-    assert "left out by data.sample" in (here / "run" / "ledger.jsonl").read_text(encoding="utf-8")
+    assert '"left out", "reason": "data.sample"' in (here / "run" / "ledger.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_run_goes_to_a_folder_named_after_the_recipe(call, here):

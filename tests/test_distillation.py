@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import burnish
 from burnish.distillation import beside
 from burnish.errors import ModelError, RecipeError
+from burnish.serve.export import write_merged
 from tiny_runs import asked_and_answered, questions, recipe_of, write_rows
 
 FULL = {"method": "full"}
@@ -188,6 +189,14 @@ def test_the_objective_alone_has_nobody_to_learn_from(model_folder, file, tmp_pa
 def test_a_teacher_that_writes_cannot_teach_scores(go):
     with pytest.raises(ModelError, match="the teacher writes"):
         go({}, objective="classify", task={"kind": "classify"})
+
+
+@pytest.mark.parametrize("objective", ["sft", "classify"])
+def test_a_teacher_that_tags_words_teaches_nobody(go, make_classifier, tokenizer, tmp_path, objective):
+    folder = write_merged(make_classifier(kind="tag"), tokenizer, tmp_path / "tags", end_ids=[1], dtype=torch.float32)
+    kind = {"sft": "generate", "classify": "classify"}[objective]
+    with pytest.raises(ModelError, match="the teacher tags words"):
+        go({"teacher": str(folder)}, objective=objective, task={"kind": kind})
 
 
 def test_a_plan_counts_the_student_that_would_be_cut(model_folder, file, teacher):

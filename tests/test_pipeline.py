@@ -131,7 +131,8 @@ def test_ten_guards_stand_in_order_and_two_did_not_run(finished):
 
 def test_every_row_that_was_read_is_accounted_for(finished):
     data = report_of(finished)["data"]
-    assert data["read"] == sum(data["dropped"].values()) + data["train"] + data["validation"] + data["test"]
+    gone = sum({**data["dropped"], **data["left_out"]}.values())
+    assert data["read"] == gone + data["train"] + data["validation"] + data["test"]
 
 
 def test_the_kept_recipe_is_the_resolved_one_and_can_be_run(finished, recipe):
@@ -321,11 +322,12 @@ def test_a_sample_takes_the_whole_way_on_fewer_rows(go):
     folder, report = go(asked_and_answered(60), data={"sample": 24, "validation": 4, "test": 6})
     data = report["data"]
     assert data["train"] + data["validation"] + data["test"] == 24
-    assert data["dropped"] == {"left out by data.sample": 36}
+    assert (data["dropped"], data["left_out"]) == ({}, {"data.sample": 36})
     assert report["steps"][1]["summary"].startswith("60 rows read, 36 left out by data.sample, 0 dropped, 0 mended; ")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "60 rows were read, 36 left out by data.sample, 0 dropped and" in page
-    assert "set aside 36" in page
+    assert "left out 36" in page
+    assert '<th scope="row">data.sample <span class="quiet">left out</span></th>' in page
     assert set(status_of(report).values()) == {"done"}
 
 

@@ -213,7 +213,7 @@ def test_a_few_rows_of_each_class_are_drawn_from_the_training_split_alone(recipe
     report = burnish.run(values, out=tmp_path / "run", quiet=True)
     assert report["data"]["labels"] == {"green": 4, "red": 4, "yellow": 4}
     assert (report["data"]["validation"], report["data"]["test"]) == (6, 12)
-    assert report["data"]["dropped"]["left out by data.per_class"] == whole.rows - 12
+    assert report["data"]["left_out"]["data.per_class"] == whole.rows - 12
 
 
 class Terminator:

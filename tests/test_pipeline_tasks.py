@@ -229,3 +229,12 @@ def test_a_sample_is_taken_of_every_task(model_folder, tasks, tmp_path):
         values_of(model_folder(), tasks), overrides=["data.sample=24"], out=tmp_path / "run", quiet=True
     )
     assert {name: one["train"] for name, one in report["tasks"].items()} == {"answers": 6, "colours": 6}
+
+
+def test_a_study_varies_how_the_tasks_are_mixed_and_proves_its_winner(model_folder, tasks, tmp_path):
+    space = {"mixing.temperature": [1, 5], "train.learning_rate": {"choices": [0.01, 0.02]}}
+    values = values_of(model_folder(), tasks, tune={"seeds": 1, "space": space})
+    values["train"] = values["train"] | {"epochs": 2, "learning_rate": 0.001}  # which is poor
+    report = burnish.tune(values, budget=4, out=tmp_path / "study", quiet=True)
+    assert set(report["test"]["tasks"]) == set(tasks)
+    assert burnish.plan(tmp_path / "study" / "best.yaml").steps > 0

@@ -198,8 +198,7 @@ def load_net(
         if settings.precision in ("fp8", "nf4"):
             room = memory.room(device, recipe.train.memory_limit)
             return _quantized(trainable(model), settings, rows, room)
-        by_text = recipe.adapter.method == "head" and "score" in chosen.objective.needs  # not by token
-        kind = CachedBody if by_text else Net
+        kind = CachedBody if reads_once(recipe, chosen.objective) else Net
         return kind(trainable(model.to(device)), precision=settings.precision)
 
     net: Net = on_device(make, device)
@@ -271,6 +270,11 @@ def shares(recipe: Recipe, tokenized: Tokenized) -> dict[str, float]:
     return shares_of(
         sizes, {name: one.weight for name, one in recipe.tasks.items()} or dict.fromkeys(sizes, 1.0), recipe.mixing
     )
+
+
+def reads_once(recipe: Recipe, objective: Objective) -> bool:
+    """Whether a frozen body reads each text once for the whole training: the head alone is learnt, of texts and not of their words."""
+    return recipe.adapter.method == "head" and "score" in objective.needs
 
 
 def check_head(recipe: Recipe, objective: Objective) -> None:

@@ -7,7 +7,6 @@ folder under a hash of all that it depends on.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -22,16 +21,14 @@ from burnish import distillation
 from burnish.core import Group
 from burnish.data.augment import generated, is_generated
 from burnish.data.feed import Feed
-from burnish.data.ledger import Ledger, bad_and_left_out
+from burnish.data.ledger import Ledger
 from burnish.data.split import Guarded
 from burnish.data.together import SPLITS, named, prepare_tasks
 from burnish.errors import DataGuardError, TrainingError
-from burnish.evaluate.report import write_html
 from burnish.evaluate.runner import Exam, Sitting
 from burnish.evaluate.tasks import compare_all, together, without_scores
-from burnish.evaluate.verdict import judge
-from burnish.folder import Run, cut_back, files_key, key_of, now, write_text
-from burnish.guards import Evidence, check_all
+from burnish.folder import Run, cut_back, files_key, key_of, write_text
+from burnish.guards import Evidence
 from burnish.joint import (
     against_alone,
     augmented,
@@ -51,12 +48,12 @@ from burnish.joint import (
 )
 from burnish.methods import METHODS
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
-from burnish.model.depth import as_table, by_depth
+from burnish.model.depth import as_table
 from burnish.model.load import Head, find_model, load_config, load_tokenizer
 from burnish.model.net import Net
 from burnish.model.quantize import quantize, unquantize
 from burnish.model.sample import Sampler
-from burnish.model.warm_start import find_start, start_as_json
+from burnish.model.warm_start import find_start
 from burnish.parts import (
     Chosen,
     Tokenized,
@@ -71,7 +68,6 @@ from burnish.parts import (
     load_net,
     make_feed,
     make_optimizer,
-    paces_of,
     plan_of,
     remember_features,
     settle,
@@ -79,9 +75,8 @@ from burnish.parts import (
 )
 from burnish.progress import Progress, as_time
 from burnish.recipe import Recipe
-from burnish.reported import counted, gib, histogram, indented, sizes_of, versions
+from burnish.reported import counted, finish, gib, histogram, how_trained, indented, sizes_of
 from burnish.rewriter import asking_nobody
-from burnish.serve.card import write_card
 from burnish.serve.export import export, try_adapter
 from burnish.train import memory
 from burnish.train.checkpoint import Store
@@ -218,10 +213,9 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
             test_hash=guarded.test_hash,
             **kept["reasons"],
         )
-        bad, left_out = bad_and_left_out(kept["reasons"]["dropped"])
-        unwanted = "".join(f", {count} {reason}" for reason, count in left_out.items())
+        unwanted = "".join(f", {count} left out by {key}" for key, count in kept["reasons"]["left_out"].items())
         record["summary"] = (
-            f"{kept['data']['read']} rows read{unwanted}, {sum(bad.values())} dropped, "
+            f"{kept['data']['read']} rows read{unwanted}, {sum(kept['reasons']['dropped'].values())} dropped, "
             f"{sum(kept['reasons']['changed'].values())} mended; "
             f"{rows['train']} to train, {rows['validation']} to validate, {rows['test']} to test"
         )
@@ -333,17 +327,6 @@ def try_out(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, sett
                 f"; {settings.precision} makes the loss {after:.4f} where bf16 has {before:.4f} ({after / before - 1:+.2%})"
             )
         return Tried(net, settings, kept["ladder"])
-
-
-def how_trained(recipe: Recipe, net: Net, settings: memory.Settings, head: Head | None) -> dict[str, Any]:
-    """What the report says of it beyond the groups: where it began, and the rate and the first step of each depth where these differ."""
-    pace_of = paces_of(recipe, trained_parameters(net.model), settings)
-    found: dict[str, Any] = {}
-    if start := find_start(recipe.adapter):
-        found["start"] = start_as_json(start, head)
-    if len(set(pace_of.values())) > 1:
-        found["depths"] = by_depth(net.model, pace_of, settings.learning_rate)
-    return found
 
 
 def net_to_train(
@@ -567,36 +550,6 @@ def deploy(run: Run, recipe: Recipe, chosen: Chosen, tokenized: Tokenized, train
         record["summary"] = (
             f"{', '.join(wanted)}; {kept['prompts']} replayed through each, log-probabilities within {kept['largest_difference']:.1e}"
         )
-
-
-def finish(run: Run, recipe: Recipe) -> dict[str, Any]:
-    """The report from whatever the steps found, with every guard asked; written as JSON and as a page, and the card beside it."""
-    guards = check_all(run.evidence)
-    evaluation = run.parts.get("evaluation")
-    verdict, reasons = judge(evaluation, guards)
-    if undone := next((step for step in run.steps if step["status"] in ("failed", "not_run")), None):
-        why = undone["summary"] or "the run ended before it"
-        verdict, reasons = "stop", [f"Step {undone['n']}, {undone['name']}: {why}.", *reasons]
-    report = {
-        "schema": 1,
-        "burnish": importlib.metadata.version("burnish"),
-        "name": run.name,
-        "folder": str(run.folder),
-        "created": now(),
-        "goal": recipe.goal,
-        "verdict": verdict,
-        "reasons": reasons,
-        "recipe": recipe.dump(),
-        "steps": run.steps,
-        "guards": guards,
-        **run.parts,
-        "versions": versions(),
-    }
-    if "artifacts" in run.parts:
-        write_card(report, run.folder)
-    write_text(run.folder / "report.json", json.dumps(report, indent=1))
-    write_html(report, run.folder / "report.html")
-    return report
 
 
 def sampler_of(chosen: Chosen, net: Net, tokenized: Tokenized) -> Sampler:

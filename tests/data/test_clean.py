@@ -254,7 +254,7 @@ def test_the_ledger_shows_a_long_text_where_it_changed():
 @given(rows=st.lists(messy_rows, max_size=3), redact=st.booleans())
 def test_no_row_is_lost_without_an_entry(rows: list[Row], redact: bool):
     ledger = Ledger()
-    assert len(list(clean_rows(rows, ledger, redact=redact))) + ledger.dropped == len(rows)
+    assert len(list(clean_rows(rows, ledger, redact=redact))) + ledger.gone == len(rows)
 
 
 @given(row=messy_rows, redact=st.booleans())

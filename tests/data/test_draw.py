@@ -66,4 +66,4 @@ def test_rows_without_a_label_are_refused_by_place():
 def test_what_is_left_out_stands_in_the_ledger(tmp_path):
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
         keep_per_class(rows_of(red=9, green=5), 4, 0, ledger, fewer=False)
-        assert ledger.by_reason("dropped") == {"left out by data.per_class": 6}
+        assert ledger.by_reason("left out") == {"data.per_class": 6}

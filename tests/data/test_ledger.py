@@ -84,8 +84,8 @@ def test_what_is_private_is_never_shown_whoever_enters_it(tmp_path: Path):
     assert secret not in str(ledger.examples) + str(ledger.findings())
 
 
-def test_dropped_rows_are_counted_over_all_reasons():
+def test_rows_that_are_gone_are_counted_over_all_reasons():
     ledger = Ledger()
-    for action, reason in [("dropped", "a"), ("dropped", "b"), ("dropped", "b"), ("noted", "c")]:
+    for action, reason in [("dropped", "a"), ("dropped", "b"), ("left out", "data.sample"), ("noted", "c")]:
         ledger.add(Entry("rows.jsonl", 1, action, reason))
-    assert ledger.dropped == 3
+    assert ledger.gone == 3

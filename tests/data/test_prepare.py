@@ -82,7 +82,7 @@ def test_a_sample_is_split_like_the_whole_and_the_rest_is_in_the_ledger(file: Pa
     ledger = Ledger()
     prepared = prepare({"train": [str(write(file, *lines(0, 40)))], "sample": 20}, ledger)
     assert sizes(prepared) == (16, 2, 2)
-    assert ledger.by_reason("dropped") == {"left out by data.sample": 20}
+    assert ledger.by_reason("left out") == {"data.sample": 20}
 
 
 def test_files_may_be_given_for_validation_and_test(tmp_path: Path):
@@ -128,4 +128,4 @@ def test_the_examples_are_prepared_without_a_drop(example: str):
     ledger = Ledger()
     prepared = prepare_recipe(recipe, ledger, special_tokens=[], kinds=KINDS)
     assert min(sizes(prepared)) > 0
-    assert ledger.dropped == 0
+    assert ledger.gone == 0

@@ -333,11 +333,11 @@ def test_numbers_are_written_for_people(value, expected):
     assert pages.number(value) == expected
 
 
-def test_rows_that_the_recipe_leaves_out_are_told_as_set_aside():
-    dropped = {"empty answer": 10, "left out by data.sample": 40}
-    data = {"read": 100, "dropped": dropped, "train": 40, "validation": 5, "test": 5}
+def test_rows_that_the_recipe_leaves_out_are_not_told_as_dropped():
+    left_out = {"data.sample": 40}
+    data = {"read": 100, "dropped": {"empty answer": 10}, "left_out": left_out, "train": 40, "validation": 5, "test": 5}
     chart = pages.data_flow(data)
-    assert "set aside 40" in chart
+    assert "left out 40" in chart
     assert "dropped 10" in chart
 
 

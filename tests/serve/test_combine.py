@@ -93,18 +93,46 @@ def refused(*given, **told):
     return str(caught.value)
 
 
+def framed(folder, **changes):
+    """The adapter, its head said to read texts otherwise."""
+    path = folder / "calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
 def test_heads_that_stand_for_something_else_are_told(make_part, tmp_path):
     scores, others, writes = (make_part(*told) for told in (("a", 0), ("b", 1), ("c", 2)))
     scores, others = make_part("a", 0, labels=LABELS), make_part("b", 1, labels=("black", "white"))
     assert "black, white" in refused([scores, others], tmp_path / "out")
     assert "it writes" in refused([scores, writes], tmp_path / "out")
-    calibration = json.loads((scores / "calibration.json").read_text())
-    in_a_chat = make_part("d", 0, labels=LABELS)
-    (in_a_chat / "calibration.json").write_text(json.dumps(calibration | {"frame": "chat"}))
+    in_a_chat = framed(make_part("d", 0, labels=LABELS), frame="chat")
     assert "(classify, in a chat)" in refused([scores, in_a_chat], tmp_path / "out")
     (others / "calibration.json").write_text('{"colour": 1}')
     assert "no score head" in refused([scores, others], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_heads_that_read_after_other_prompts_are_told_with_both(make_part, tmp_path):
+    asked = "Say the colour.", "Name the mood."
+    first, other, same = (
+        framed(make_part(name, seed, labels=LABELS), frame="chat", system=system)
+        for seed, (name, system) in enumerate([("a", asked[0]), ("b", asked[1]), ("c", asked[0])])
+    )
+    told = refused([first, other], tmp_path / "out")
+    assert str(other) in told
+    assert all(repr(prompt) in told for prompt in asked)
+    assert "task.goal" in told
+    assert not (tmp_path / "out").exists()
+    found = burnish.merge([first, same], tmp_path / "out", quiet=True)
+    assert set(found["parity"]["differences"]) == {"adapter"}
+    calibration = json.loads((tmp_path / "out" / "adapter" / "calibration.json").read_text())
+    assert (calibration["frame"], calibration["system"]) == ("chat", asked[0])
+
+
+def test_heads_for_numbers_are_held_to_one_frame_too(make_part, tmp_path):
+    plain, in_a_chat = (framed(make_part(name, n, labels=("number",)), kind="regress") for n, name in enumerate("ab"))
+    framed(in_a_chat, frame="chat")
+    assert "(regress, in a chat)" in refused([plain, in_a_chat], tmp_path / "out")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])

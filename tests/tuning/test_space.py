@@ -86,6 +86,9 @@ def test_a_key_that_takes_integers_gets_integers():
         ({"data.near_duplicates": [0.5, 1]}, "cannot be tuned"),
         ({"model": {"choices": ["a", "b"]}}, "cannot be tuned"),
         ({"tune.seeds": [1, 3]}, "cannot be tuned"),
+        ({"train.save_every": [10, 30]}, "cannot be tuned"),
+        ({"distill.teacher": {"choices": ["a", "b"]}}, "cannot be tuned"),
+        ({"distill.student.layers": [2, 8]}, "cannot be tuned"),
     ],
 )
 def test_what_cannot_be_a_space_says_why_and_where(space, said):
@@ -98,8 +101,8 @@ def test_what_cannot_be_a_space_says_why_and_where(space, said):
 @pytest.mark.parametrize(
     ("method", "key", "expected"),
     [
-        ("head", "adapter.rank", "a key of another section"),
-        ("full", "r", "a key of another section"),
+        ("head", "adapter.rank", "another key"),
+        ("full", "r", "another key"),
         ("ia3", "adapter.dropout", "one of: adapter.targets"),
     ],
 )
@@ -110,6 +113,58 @@ def test_a_key_that_the_method_has_no_use_for_is_refused(method, key, expected):
     assert caught.value.where == f"--range {key}"
     assert expected in caught.value.expected
     assert caught.value.hint == "--set adapter.method=lora   uses it"
+
+
+HEAD = {"adapter": {"method": "head"}, "objective": "classify", "task": {"kind": "classify"}}
+TAGS = {**HEAD, "objective": "tag", "task": {"kind": "tag"}}
+TAUGHT = {"distill": {"teacher": "runs/teacher"}}
+TASKS = {"tasks": {name: {"data": {"train": f"{name}.jsonl"}} for name in ("one", "other")}}
+
+
+def recipe_like(values):
+    return make_recipe(values if "tasks" in values else {"data": {"train": "rows.jsonl"}, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "who", "hint"),
+    [
+        (HEAD, "train.neftune", "the method head", "--set adapter.method=lora"),
+        (HEAD, "train.dropout", "the method head", "--set adapter.method=lora"),
+        (HEAD | TAUGHT, "neftune_noise_alpha", "the method head", "--set adapter.method=lora"),
+        ({}, "distill.alpha", "a recipe without a teacher", "--set distill.teacher=NAME"),
+        ({}, "distill.temperature", "a recipe without a teacher", "--set distill.teacher=NAME"),
+        ({}, "mixing.temperature", "a recipe of one task", "tasks: ..."),
+    ],
+)
+def test_a_key_that_the_recipe_has_no_use_for_is_refused(values, key, who, hint):
+    with pytest.raises(RecipeError, match=f"cannot be tuned: {who} has no use for it") as caught:
+        read_space(recipe_like(values), [f"{key}=0.1:0.2"])
+    assert caught.value.where == f"--range {key}"
+    assert caught.value.hint == f"{hint}   uses it"
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({}, "train.neftune"),
+        ({}, "train.dropout"),
+        (TAGS, "train.neftune"),  # each word's state is wanted, so the body reads the text at each step
+        (TAGS, "train.dropout"),
+        (HEAD | TAUGHT, "train.dropout"),
+        (TAUGHT, "distill.alpha"),
+        (TASKS, "mixing.temperature"),
+    ],
+)
+def test_a_key_that_the_recipe_has_a_use_for_may_vary(values, key):
+    assert key in read_space(recipe_like(values), [f"{key}=0.1:0.2" if key[0] != "m" else f"{key}=1:2"])
+
+
+def test_a_head_alone_may_be_that_of_several_tasks():
+    tasks = {
+        name: {**one, "objective": "classify", "task": {"kind": "classify"}} for name, one in TASKS["tasks"].items()
+    }
+    space = read_space(recipe_like({"tasks": tasks, "adapter": {"method": "head"}}), ["train.weight_decay=0:1"])
+    assert space == {"train.weight_decay": Range(0, 1)}
 
 
 @pytest.mark.parametrize(

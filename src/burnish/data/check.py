@@ -149,7 +149,7 @@ def write_clean(
         )
     write_rows(out, rows)
     return {
-        "read": len(rows) + ledger.dropped,
+        "read": len(rows) + ledger.gone,
         "written": len(rows),
         "out": str(out),
         "ledger": str(ledger_path),
@@ -181,7 +181,7 @@ def write_augmented(
         rows, made = told_apart(clean_rows(read_rows(files, ledger, columns=columns), ledger))
         for row in made:
             ledger.add(Entry(row.file, row.line, "dropped", "generated earlier", row.prompt_text()))
-        read = len(rows) + ledger.dropped
+        read = len(rows) + ledger.gone
         tested = list(clean_rows(read_rows(held, Ledger(), columns=columns), Ledger())) if held else []
         guarded = guard(Splits(drop_duplicates(rows, ledger), [], tested), "drop", ledger)
         if not guarded.train:

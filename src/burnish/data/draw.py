@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from burnish.data.ledger import LEFT_OUT, Entry, Ledger
+from burnish.data.ledger import Entry, Ledger
 from burnish.data.rows import Labelled, Row
 from burnish.errors import RecipeError, RowError
 
@@ -81,5 +81,5 @@ def keep_per_class(rows: Sequence[Row], count: int, seed: int, ledger: Ledger, *
     drawn = {id(row) for row in kept}
     for row in rows:
         if id(row) not in drawn:
-            ledger.add(Entry(row.file, row.line, "dropped", f"{LEFT_OUT} data.per_class"))
+            ledger.add(Entry(row.file, row.line, "left out", "data.per_class"))
     return kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -12,19 +11,20 @@ from typing import IO, Literal
 
 from burnish.data.private import masked
 
-Action = Literal["dropped", "changed", "noted"]
+Action = Literal["dropped", "left out", "changed", "noted"]
 KEPT_EXAMPLES = 50  # entries held in memory for the report, so that a million of them cost no memory
 KEPT_PLACES = 5  # places held for each reason
 EXCERPT = 2000  # characters of a text that an entry keeps
-LEFT_OUT = "left out by"  # how the reason begins where the recipe wants fewer rows, by `only`, `sample` or `per_class`
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One thing that happened to one row.
 
-    action: dropped (it is gone), changed (its text is another), noted (it stays as it is, but should be looked at).
-    reason: a few words that recur, such as "exact duplicate", since entries are counted by it. fix: what to type or to do.
+    action: dropped (it cannot be used), left out (nothing is wrong with it, but the recipe wants fewer), changed (its text is another),
+    noted (it stays as it is, but should be looked at).
+    reason: a few words that recur, such as "exact duplicate", since entries are counted by it; of what is left out the recipe's key.
+    fix: what to type or to do.
     """
 
     file: str
@@ -76,9 +76,9 @@ class Ledger:
         return {reason: count for (did, reason), count in self.counts.most_common() if did == action}
 
     @property
-    def dropped(self) -> int:
-        """How many rows are gone: those that were read are these and those that are left."""
-        return sum(self.by_reason("dropped").values())
+    def gone(self) -> int:
+        """How many rows were dropped or left out: those that were read are these and those that are there still."""
+        return sum(count for (action, _), count in self.counts.items() if action in ("dropped", "left out"))
 
     def findings(self) -> list[dict[str, object]]:
         """One record for each reason: kind, action, count, the first places, and the fix."""
@@ -99,9 +99,3 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def bad_and_left_out(dropped: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """(what could not be used, what the recipe left out though nothing is wrong with it), each by reason."""
-    out = {reason: count for reason, count in dropped.items() if reason.startswith(LEFT_OUT)}
-    return {reason: count for reason, count in dropped.items() if reason not in out}, out

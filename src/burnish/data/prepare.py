@@ -10,7 +10,7 @@ from burnish.data.augment import told_apart, with_known
 from burnish.data.clean import clean_rows
 from burnish.data.dedup import Match, drop_duplicates
 from burnish.data.draw import keep_per_class
-from burnish.data.ledger import LEFT_OUT, Entry, Ledger
+from burnish.data.ledger import Entry, Ledger
 from burnish.data.rows import Labelled, Row
 from burnish.data.sources import read_rows
 from burnish.data.split import Guarded, Splits, guard, split_rows
@@ -64,7 +64,7 @@ def prepare(recipe: Recipe, ledger: Ledger, *, special_tokens: Collection[str], 
         few = keep_per_class(guarded.train, data.per_class, recipe.train.seed, ledger, fewer=data.take_fewer)
         guarded = replace(guarded, train=few)
     left = len(guarded.train) + len(guarded.validation) + len(guarded.test)
-    return Prepared(guarded, left + ledger.dropped)
+    return Prepared(guarded, left + ledger.gone)
 
 
 def _written(rows: Iterable[Row], split: str, ledger: Ledger) -> list[Row]:
@@ -102,7 +102,7 @@ def _only(rows: Iterable[Row], only: Mapping[str, Sequence[str]], ledger: Ledger
         if all(str(values[column]) in wanted for column, wanted in only.items()):
             yield row
         else:
-            ledger.add(Entry(row.file, row.line, "dropped", f"{LEFT_OUT} data.only"))
+            ledger.add(Entry(row.file, row.line, "left out", "data.only"))
 
 
 def _sample(rows: Sequence[Row], size: int, seed: int, ledger: Ledger) -> list[Row]:
@@ -110,7 +110,7 @@ def _sample(rows: Sequence[Row], size: int, seed: int, ledger: Ledger) -> list[R
     kept = set(random.Random(f"sample/{seed}").sample(range(len(rows)), min(size, len(rows))))
     for number, row in enumerate(rows):
         if number not in kept:
-            ledger.add(Entry(row.file, row.line, "dropped", f"{LEFT_OUT} data.sample"))
+            ledger.add(Entry(row.file, row.line, "left out", "data.sample"))
     return [row for number, row in enumerate(rows) if number in kept]
 
 

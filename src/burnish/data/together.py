@@ -44,7 +44,7 @@ def prepare_tasks(
     across = [match for match in whole.matches if owner[id(match.train)] != owner[id(match.held_out)]]
     matches = [match for one in found.values() for match in one.matches] + across
     rows = sum(len(getattr(whole, split)) for split in SPLITS)
-    return Prepared(replace(whole, matches=matches, parts=parts), rows + ledger.dropped)
+    return Prepared(replace(whole, matches=matches, parts=parts), rows + ledger.gone)
 
 
 def joined(parts: Mapping[str, Guarded]) -> Guarded:

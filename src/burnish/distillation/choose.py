@@ -25,6 +25,9 @@ from burnish.objectives.sft import Sft
 from burnish.recipe import Recipe
 from burnish.train.memory import device_of_choice
 
+# Kinds of score heads that nobody learns from, and what they do.
+NO_TEACHERS = {"regress": "says numbers", "tag": "tags words"}
+
 
 @dataclass(frozen=True)
 class Guide:
@@ -148,6 +151,12 @@ def _endpoint_guide(recipe: Recipe) -> Guide:
 
 def _check_kinds(recipe: Recipe, guide: Guide) -> None:
     distill, scores = recipe.distill, recipe.objective == "classify"
+    if guide.head is not None and guide.head.kind in NO_TEACHERS:
+        raise ModelError(
+            f"the teacher {NO_TEACHERS[guide.head.kind]}",
+            where=distill.teacher,
+            expected="a teacher that writes, or that scores labels",
+        )
     if scores != (guide.head is not None):
         does = ("writes", "scores labels") if scores else ("scores labels", "writes")
         raise ModelError(

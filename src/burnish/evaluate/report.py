@@ -20,7 +20,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from burnish.data.ledger import bad_and_left_out
 from burnish.evaluate import charts
 from burnish.folder import write_text
 from burnish.progress import as_time
@@ -68,10 +67,7 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
 def render_html(report: Mapping[str, Any]) -> str:
     """The page of a report, as HTML that UTF-8 can encode."""
     shown = printable(report)
-    bad, left_out = bad_and_left_out((shown.get("data") or {}).get("dropped") or {})
     view = {
-        "dropped": sum(bad.values()),
-        "left_out": left_out,
         "outcome": outcome_of(shown.get("evaluation")),
         "charts": charts_of(shown),
         "examples": example_groups((shown.get("evaluation") or {}).get("examples") or []),
@@ -149,14 +145,13 @@ def training_charts(training: Mapping[str, Any]) -> dict[str, Markup]:
 
 
 def data_flow(data: Mapping[str, Any]) -> Markup:
-    """Rows read, and where they went. What neither a split nor a fault accounts for was set aside, as a sample does."""
+    """Rows read, and where they went; those that were generated were not read."""
     if not data.get("read"):
         return Markup("")
     parts = {name: data.get(name) or 0 for name in ("train", "validation", "test")}
-    parts["dropped"] = sum(bad_and_left_out(data.get("dropped") or {})[0].values())
-    made = (data.get("generated") or {}).get("rows") or 0
-    parts["train"] -= made
-    parts["set aside"] = data["read"] - sum(parts.values())
+    parts["dropped"] = sum((data.get("dropped") or {}).values())
+    parts["left out"] = sum((data.get("left_out") or {}).values())
+    parts["train"] -= max(sum(parts.values()) - data["read"], 0)
     branches = [(f"{name} {number:,}", number, name.replace(" ", "-")) for name, number in parts.items()]
     told = ", ".join(label for label, number, _ in branches if number > 0)
     return charts.flow_chart(f"read {data['read']:,}", branches, f"{data['read']:,} rows read: {told}")

@@ -36,7 +36,7 @@ def not_reached(found: str) -> Verdict:
 class Evidence:
     """What a run knows when its guards are asked. Each part is None (or empty) until its step was done.
 
-    rows: split -> number. labels: label -> training rows. dropped, changed, noted: reason -> rows.
+    rows: split -> number. labels: label -> training rows. dropped, changed, noted: reason -> rows. left_out: key of the recipe -> rows.
     matches: what stands in two splits. tokens: what `tokenize` counted. training, evaluation: as in the report.
     usual_rate: the peak learning rate that the size of the model suggests.
     """
@@ -46,6 +46,7 @@ class Evidence:
     read: int = 0
     labels: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     changed: Mapping[str, int] = field(default_factory=dict)
     noted: Mapping[str, int] = field(default_factory=dict)
     matches: Sequence[Match] = ()

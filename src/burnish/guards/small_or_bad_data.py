@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from burnish.data.ledger import bad_and_left_out
 from burnish.guards import Evidence, Verdict, not_reached
 
 
@@ -15,8 +14,7 @@ class SmallOrBadData:
             return not_reached("no data was read")
         limits = evidence.recipe.guards
         rows = evidence.rows["train"]
-        bad, left_out = bad_and_left_out(evidence.dropped)
-        read, dropped = evidence.read - sum(left_out.values()), sum(bad.values())
+        read, dropped = evidence.read - sum(evidence.left_out.values()), sum(evidence.dropped.values())
         rare = {label: count for label, count in evidence.labels.items() if count < limits.min_rows_per_label}
         conflicts = evidence.noted.get("conflicting labels", 0)
         numbers = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from burnish.model.adapters import merge
 from burnish.model.likelihood import evaluating
 from burnish.model.load import Head, find_model, load_config, load_model, on_device, quiet
 from burnish.model.net import Net, Teacher
+from burnish.model.saved import head_in, read_json
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def find_teacher(name: str) -> Place:
         return Place(str(folder / "merged"))
     for one in (folder / "adapter", folder):
         if (one / "adapter_config.json").is_file():
-            said = json.loads((one / "adapter_config.json").read_text(encoding="utf-8"))
+            said = read_json(one / "adapter_config.json")
             if said.get("peft_type") in ("PROMPT_TUNING", "PREFIX_TUNING"):
                 raise ModelError(
                     "what it learnt are tokens before the others, and a teacher reads the student's rows as they are",
@@ -71,24 +71,14 @@ def find_teacher(name: str) -> Place:
 
 
 def head_of_teacher(place: Place) -> Head | None:
-    """The labels that a teacher scores, and the frame in which it reads; None for one that writes."""
+    """The score head of a teacher; None for one that writes, whatever it scores beside that. Raises ModelError for a damaged file."""
     if place.adapter:
-        found, noted = (_read(Path(place.adapter) / name) for name in ("head.json", "calibration.json"))
-        labels, pad = (found["id2label"], found["pad_token_id"]) if found else ({}, 0)
+        head = head_in(Path(place.adapter), {})
     else:
-        config: Any = load_config(place.source)
-        scores = any("SequenceClassification" in name for name in config.architectures or ())
-        labels, pad = (config.id2label, config.get_text_config().pad_token_id) if scores else ({}, 0)
-        noted = getattr(config, "burnish", {})
-    named = {int(number): label for number, label in labels.items()}
-    names = tuple(named[number] for number in range(len(named)))
-    framed = {name: noted[name] for name in ("frame", "system") if name in noted}
-    return Head(names, pad, **framed) if named else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a file of JSON says; nothing where there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        config = load_config(place.source)
+        named = {"id2label": config.id2label, "pad_token_id": config.get_text_config().pad_token_id}
+        head = head_in(Path(place.source), config.to_dict() | named)
+    return head if head and not head.beside else None
 
 
 def load_teacher(

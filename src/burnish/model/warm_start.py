@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from burnish.errors import RecipeError
 from burnish.methods import METHODS
 from burnish.model.adapt import layer_of, trained_parameters
 from burnish.model.adapters import MARK
-from burnish.model.load import HEAD_FILE, Head, head_of, load_config
+from burnish.model.load import Head, head_of, load_config
+from burnish.model.saved import head_in, read_json
 from burnish.recipe import Adapter
 
 WHERE = "adapter.start"
@@ -81,8 +81,9 @@ def find_start(adapter: Adapter, out: Path | None = None) -> Start | None:
     folder = next((place for place in places if (place / named).is_file()), None)
     if folder is None:
         raise _nothing_there(given, adapter.method)
-    said = _read(folder / named)
-    report = _read(given / "report.json").get("model", {}) if (given / "report.json").is_file() else {}
+    said = read_json(folder / named, _damaged)
+    told = given / "report.json"
+    report = read_json(told, _damaged).get("model", {}) if told.is_file() else {}
     if adapter.method == "head" and report.get("method") != "head":
         raise RecipeError(
             "what is there is no run of a head alone",
@@ -92,7 +93,7 @@ def find_start(adapter: Adapter, out: Path | None = None) -> Start | None:
         )
     base = str(report.get("source") or said.get("base_model_name_or_path") or "")
     kind: Any = {"full": "weights", "head": "head"}.get(adapter.method, "adapter")
-    return Start(kind, folder, said, base, _head_in(folder, said))
+    return Start(kind, folder, said, base, head_in(folder, said, _damaged))
 
 
 def _nothing_there(given: Path, method: str) -> RecipeError:
@@ -263,21 +264,6 @@ def _each(folder: Path) -> Any:
         raise RecipeError(f"its weights cannot be read: {error}", where=f"{WHERE} ({folder})") from error
 
 
-def _head_in(folder: Path, said: Mapping[str, Any]) -> Head | None:
-    """The score head of an adapter's or a model's folder."""
-    calibrated = folder / "calibration.json"
-    if calibrated.is_file():
-        return Head.restored(_read(calibrated))
-    apart = folder / "head.json"
-    scores = any("Classification" in str(name) for name in said.get("architectures") or ())
-    found = _read(apart) if apart.is_file() else dict(said) if scores else {}
-    if not found.get("id2label"):
-        return None
-    labels = [label for _, label in sorted((int(number), str(label)) for number, label in found["id2label"].items())]
-    beside = {"beside": (folder / HEAD_FILE).is_file()}
-    return Head.restored({"labels": labels, "pad": found.get("pad_token_id"), **found.get("burnish", {}), **beside})
-
-
 def _same_head(one: Head | None, other: Head | None) -> bool:
     return (
         one is not None
@@ -312,11 +298,6 @@ def _places(names: Any) -> str:
     return f"{modules} of layers {', '.join(map(str, layers[:8]))}{' and more' if len(layers) > 8 else ''}"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path.name} cannot be read: {error}", where=f"{WHERE} ({path.parent})") from error
-    return found
+def _damaged(found: str, *, where: str, **said: str) -> RecipeError:
+    """What the readers of a folder raise, as a fault of the recipe that names it."""
+    return RecipeError(found, where=f"{WHERE} ({where})", **said)

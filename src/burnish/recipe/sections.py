@@ -353,10 +353,13 @@ class Recipe(Section):
         """What the model is for."""
         return " ".join(filter(None, (one.task.goal.strip() for one in self.each.values())))
 
+    def values(self) -> dict[str, Any]:
+        """The plain values that the recipe can be made of again, every key spelled out."""
+        return self.model_dump(mode="json", exclude=OF_ONE if self.tasks else {"tasks", "mixing"})
+
     def dump(self) -> str:
-        """The recipe as YAML, every key spelled out."""
-        unused = OF_ONE if self.tasks else {"tasks", "mixing"}
-        values = self.model_dump(mode="json", by_alias=False, exclude=unused)
+        """The same as YAML."""
+        values = self.values()
         values["adapter"] = {key: value for key, value in values["adapter"].items() if value is not None}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

@@ -7,7 +7,6 @@ What is combined are PEFT's adapters of LoRA's kind, by PEFT's own functions. So
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from burnish.errors import CheckpointError
 from burnish.folder import read_report
 from burnish.model.load import Head, find_model, load_model, quiet
 from burnish.model.prompts import learnt_tokens
+from burnish.model.saved import CALIBRATION_FILE, LABELS_FILE, head_in, read_json
 
 OWN, BASE = "own", "base"
 OWN_IN_PEFT = "default"
@@ -69,7 +69,7 @@ def find_part(given: str | Path) -> Part:
             where=str(given),
             expected="the folder of a run with adapter/, or of an adapter as PEFT saves it",
         )
-    said = _read(place / "adapter_config.json")
+    said = read_json(place / "adapter_config.json", CheckpointError)
     kind = str(said.get("peft_type", "")).lower()
     if kind != "lora" or said.get("use_dora"):
         raise CheckpointError(
@@ -78,25 +78,20 @@ def find_part(given: str | Path) -> Part:
             expected="one that adds a product of two small matrices: lora, rslora, pissa or loftq",
         )
     source = read_report(run)["model"]["source"] if run else str(said.get("base_model_name_or_path") or "")
-    return Part(place, run, said, source, _head_in(place))
+    return Part(place, run, said, source, _head_to_average(place))
 
 
-def _head_in(place: Path) -> Head | None:
+def _head_to_average(place: Path) -> Head | None:
     """The score head that an export wrote beside its adapter. Raises CheckpointError for one that cannot be averaged."""
-    if not (place / "head.json").is_file():
-        return None
-    if not (place / "calibration.json").is_file():
+    if (place / LABELS_FILE).is_file() and not (place / CALIBRATION_FILE).is_file():
         raise CheckpointError(
             "it has a score head, and nothing says what that stands for",
             where=str(place),
-            expected="calibration.json beside head.json",
+            expected=f"{CALIBRATION_FILE} beside {LABELS_FILE}",
             hint="burnish export RUN -o FOLDER   writes both",
         )
-    try:
-        head = Head.restored(_read(place / "calibration.json"))
-    except TypeError as error:
-        raise CheckpointError(f"it is no score head: {error}", where=str(place / "calibration.json")) from error
-    if head.beside:
+    head = head_in(place, {}, CheckpointError)
+    if head and head.beside:
         raise CheckpointError(
             "it has a score head beside the vocabulary's, which PEFT does not know of",
             where=str(place),
@@ -110,22 +105,9 @@ def _stands_for(head: Head | None) -> str:
     """What two score heads must share for their mean to mean the same."""
     if head is None:
         return "no score head: it writes"
-    if head.kind == "regress":
-        return f"a score head for numbers around {head.mean:.6g} by {head.spread:.6g}"
     frame = ", in a chat" if head.frame == "chat" else ""
-    return f"a score head ({head.kind}{frame}) for {', '.join(head.labels)}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no object")
-        return found
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"it cannot be read: {error}", where=str(path), expected="what PEFT saves beside an adapter"
-        ) from error
+    numbers = f"numbers around {head.mean:.6g} by {head.spread:.6g}"
+    return f"a score head ({head.kind}{frame}) for {numbers if head.kind == 'regress' else ', '.join(head.labels)}"
 
 
 def check_parts(parts: Sequence[Part], weights: Sequence[float], method: str, density: float | None) -> None:
@@ -151,13 +133,7 @@ def check_parts(parts: Sequence[Part], weights: Sequence[float], method: str, de
         expected = "above 0 and at most 1" if sparse else f"nothing: {method} keeps all numbers"
         raise CheckpointError(f"found {density}", where="--density", expected=expected)
     check_same_base(parts)
-    for part in parts[1:]:
-        if _stands_for(part.head) != _stands_for(parts[0].head):
-            raise CheckpointError(
-                f"it has {_stands_for(part.head)}",
-                where=str(part.folder),
-                expected=f"the same as the first, which has {_stands_for(parts[0].head)}",
-            )
+    _check_same_head(parts)
     if method in EQUAL_RANKS and len({part.rank for part in parts}) > 1:
         raise CheckpointError(
             f"the ranks are {', '.join(str(part.rank) for part in parts)}",
@@ -165,6 +141,25 @@ def check_parts(parts: Sequence[Part], weights: Sequence[float], method: str, de
             expected="equal ranks, or a method that takes any",
             hint="--method cat   or --method svd",
         )
+
+
+def _check_same_head(parts: Sequence[Part]) -> None:
+    """Raise CheckpointError unless all adapters have heads whose mean means the same, read after one prompt, or none has any."""
+    first = parts[0].head
+    for part in parts[1:]:
+        if _stands_for(part.head) != _stands_for(first):
+            raise CheckpointError(
+                f"it has {_stands_for(part.head)}",
+                where=str(part.folder),
+                expected=f"the same as the first, which has {_stands_for(first)}",
+            )
+        if first and part.head and part.head.system != first.system:
+            raise CheckpointError(
+                f"its score head read texts after the prompt {part.head.system!r}",
+                where=str(part.folder),
+                expected=f"the prompt of the first, {first.system!r}, since their mean is asked after one",
+                hint="burnish run RECIPE --set task.goal=...   tunes it again, with the goal of the first",
+            )
 
 
 def check_same_base(parts: Sequence[Part]) -> None:

@@ -22,6 +22,7 @@ from burnish.model.adapters import is_adapters, merge
 from burnish.model.load import HEAD_FILE, Head, head_of, load_config, load_head, load_model, load_tokenizer, quiet
 from burnish.model.prompts import learnt_tokens
 from burnish.model.quantize import is_quantized, unquantize
+from burnish.model.saved import CALIBRATION_FILE, LABELS_FILE
 from burnish.model.starts import has_start, take_out_start
 from burnish.serve.card import read_head, write_card
 
@@ -51,9 +52,9 @@ def write_adapter(model: Any, tokenizer: Any, folder: Path) -> Path:
 
 def _write_labels(head: Head, folder: Path) -> None:
     text = json.dumps(head.as_config(), indent=1, ensure_ascii=False)
-    (folder / "head.json").write_text(text, encoding="utf-8")
+    (folder / LABELS_FILE).write_text(text, encoding="utf-8")
     text = json.dumps(asdict(head), indent=1, ensure_ascii=False)
-    (folder / "calibration.json").write_text(text, encoding="utf-8")
+    (folder / CALIBRATION_FILE).write_text(text, encoding="utf-8")
 
 
 def _write_head(model: Any, folder: Path) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from burnish.evaluate.runner import Exam, Sitting, compare
+from burnish.evaluate.runner import Exam, Sitting
+from burnish.evaluate.tasks import compare_all, without_scores
 from burnish.folder import Run, key_of
 from burnish.pipeline import define_metric, sampler_of, sit, tokenize
 from burnish.recipe import Recipe, TunedBy, make_recipe
@@ -33,7 +34,7 @@ def best_recipe(search: Search) -> Recipe | None:
         best=look_of(best).metric,
         values=search.values_of(best),
     )
-    values = search.recipe_of(best).model_dump(mode="json") | {"tuned_by": by.model_dump(mode="json")}
+    values = search.recipe_of(best).values() | {"tuned_by": by.model_dump(mode="json")}
     return make_recipe(values)
 
 
@@ -77,7 +78,8 @@ def prove(run: Run, search: Search, seeds: int) -> dict[str, Any]:
         search.progress.say(f"  seed {seed}  metric {look.metric:.3f}, loss {look.loss:.3f} on validation{told}")
     test = None
     if exam and before and sittings[0]:
-        test = compare(exam, before, sittings[0], seed=search.recipe.train.seed) | {"base_is": BASE_IS}
+        both = compare_all(exam, before, sittings[0], seed=search.recipe.train.seed)
+        test = without_scores(both) | {"base_is": BASE_IS}
     looks = search.study.user_attrs.get("test_looks", 0) + compared
     search.study.set_user_attr("test_looks", looks)
     return run.keep("prove", key, {"seeds": found, "spread": spread(found), "test": test, "test_looks": looks})

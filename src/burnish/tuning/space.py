@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from burnish.errors import RecipeError
 from burnish.joint import objective_of
 from burnish.methods import KEYS, METHODS, used_keys
-from burnish.parts import check_head
+from burnish.parts import check_head, reads_once
 from burnish.recipe import Recipe, make_recipe, own_key, parse_yaml, with_overrides
 
 RANGE = "[low, high], [low, high, log] or {choices: [...]}"
@@ -25,9 +25,12 @@ FIXED = {
     "train.seed": "the winner is trained with several seeds afterwards",
     "train.validations": "all trials are judged as often",
     "train.validation_items": "all trials are judged on the same rows",
+    "distill.teacher": "two teachers are two studies",
+    "distill.student": "two students are two studies",
 } | dict.fromkeys(
-    ("guards", "deploy", "log", "name", "tune", "tuned_by", "trust_remote_code"), "it changes nothing of what is learnt"
-)
+    ("guards", "deploy", "log", "name", "tune", "tuned_by", "trust_remote_code", "train.save_every", "mixing.compare_alone"),
+    "it changes nothing of what is learnt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def read_space(recipe: Recipe, ranges: Iterable[str] = (), choices: Iterable[str
         written[own_key(key)] = (f"--choices {key}", {"choices": parts})
     read = {key: _read(value, where) for key, (where, value) in written.items()}
     for key, (where, _) in written.items():
-        _check_used(recipe, key, read.get("adapter.method"), where)
+        _check_tunable(recipe, key, read.get("adapter.method"), where)
     return {key: _checked(recipe, key, one, written[key][0]) for key, one in read.items()}
 
 
@@ -153,7 +156,7 @@ def with_start(space: Space, start: Mapping[str, Any]) -> Space:
 
 def recipe_with(recipe: Recipe, values: Mapping[str, Any], where: str = "trial") -> Recipe:
     """The recipe with other values. Raises RecipeError where it refuses them."""
-    return make_recipe(with_overrides(recipe.model_dump(mode="json"), values), where=where)
+    return make_recipe(with_overrides(recipe.values(), values), where=where)
 
 
 def as_text(value: Any) -> str:
@@ -193,30 +196,47 @@ def _read(value: Any, where: str) -> Range | Choices:
     raise RecipeError(f"found {value!r}", where=where, expected=RANGE)
 
 
-def _check_used(recipe: Recipe, key: str, tried: Range | Choices | None, where: str) -> None:
-    """Raise RecipeError for a key of `adapter` that the method has no use for. tried: further methods, where a study varies these too."""
-    section, _, name = key.partition(".")
+def _check_tunable(recipe: Recipe, key: str, tried: Range | Choices | None, where: str) -> None:
+    """Raise RecipeError for a key that all trials must share, or that none has a use for. tried: further methods, where these vary too."""
+    if why := next((why for fixed, why in FIXED.items() if f"{key}.".startswith(f"{fixed}.")), None):
+        raise RecipeError(f"`{key}` cannot be tuned: {why}", where=where)
     methods = [one for one in METHODS if one in (recipe.adapter.method, *getattr(tried, "values", ()))]
-    if section != "adapter" or name not in KEYS or any(name in used_keys(one) for one in methods):
-        return
-    used = ", ".join(f"adapter.{one}" for one in used_keys(recipe.adapter.method))
-    raise RecipeError(
-        f"`{key}` cannot be tuned: the method {' or '.join(methods)} has no use for it",
-        where=where,
-        expected=f"of `adapter` one of: {used}" if used else "a key of another section, such as train.learning_rate",
-        hint=f"--set adapter.method={next(one for one in METHODS if name in used_keys(one))}   uses it",
-    )
+    who, remedy = _without_use(recipe, key, methods)
+    if who:
+        used = [f"adapter.{one}" for one in used_keys(recipe.adapter.method)] if key.startswith("adapter.") else []
+        raise RecipeError(
+            f"`{key}` cannot be tuned: {who} has no use for it",
+            where=where,
+            expected=f"of `adapter` one of: {', '.join(used)}" if used else "another key, such as train.learning_rate",
+            hint=f"{remedy}   uses it",
+        )
+
+
+def _without_use(recipe: Recipe, key: str, methods: Sequence[str]) -> tuple[str, str]:
+    """(who has no use for a key, what to set so that it has one); nothing where it can change what is learnt."""
+    section, _, name = key.partition(".")
+    if section == "adapter" and name in KEYS and not any(name in used_keys(one) for one in methods):
+        user = next(one for one in METHODS if name in used_keys(one))
+        return f"the method {' or '.join(methods)}", f"--set adapter.method={user}"
+    if methods == ["head"] and key in ("train.neftune", "train.dropout"):
+        task = next(iter(recipe.each.values()))
+        # With a teacher beside it the body reads each text at each step, so that it drops something at least.
+        if reads_once(task, objective_of(task)) and not (key == "train.dropout" and recipe.distill.teacher):
+            return "the method head", "--set adapter.method=lora"
+    if section == "distill" and not recipe.distill.teacher:
+        return "a recipe without a teacher", "--set distill.teacher=NAME"
+    if section == "mixing" and not recipe.tasks:
+        return "a recipe of one task", "tasks: ..."
+    return "", ""
 
 
 def _checked(recipe: Recipe, key: str, one: Range | Choices, where: str) -> Range | Choices:
     """The same, once the recipe has taken both ends or each choice; a range of a key that takes only integers is one of integers."""
-    for fixed, why in FIXED.items():
-        if key == fixed or key.startswith(f"{fixed}."):
-            raise RecipeError(f"`{key}` cannot be tuned: {why}", where=where)
     for value in (one.low, one.high) if isinstance(one, Range) else one.values:
         tried = recipe_with(recipe, {key: value}, where)
         if tried.adapter.method == "head":  # a run would refuse it later
-            check_head(tried, objective_of(tried))
+            for task in tried.each.values():
+                check_head(task, objective_of(task))
     if isinstance(one, Choices):
         return one
     try:
