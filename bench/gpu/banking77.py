@@ -168,6 +168,7 @@ def run_burnish(options: argparse.Namespace, clock: Clock) -> list[str]:
     from burnish.data.feed import Feed, micro_batches
     from burnish.data.rows import Labelled, Turn
     from burnish.model.adapt import adapt, trained_parameters
+    from burnish.model.fast import expect_compiling
     from burnish.model.load import Head, load_model, load_tokenizer
     from burnish.model.net import Net
     from burnish.objectives.classify import Classify
@@ -180,6 +181,8 @@ def run_burnish(options: argparse.Namespace, clock: Clock) -> list[str]:
     texts, labels = rows_of(options.data / "train.csv", options.rows)
     names = sorted(set(labels))
     clock.mark("imported")
+    if options.compile and device.type == "cuda":
+        expect_compiling()
     chat = Classes(load_tokenizer(options.model), names, max_length=LONGEST)
 
     def groups_of(texts: list[str], labels: list[str]) -> list[Any]:

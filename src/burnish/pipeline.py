@@ -446,7 +446,9 @@ def train(
                 quantize(net.model, kept["precision"])
                 net.precision = kept["precision"]
         load_trained(net, store.load_step(kept["best_step"]).weights)
-        if recipe.adapter.method == "full" and net.precision == "fp8":  # no weight was rounded, so what is tested is what is deployed
+        if (
+            recipe.adapter.method == "full" and net.precision == "fp8"
+        ):  # no weight was rounded, so what is tested is what is deployed
             unquantize(net.model)
             net.precision = "bf16"
         run.parts["training"] = kept

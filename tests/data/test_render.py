@@ -95,6 +95,13 @@ def test_a_conversation_is_tokenized_as_the_template_writes_it(make_tokenizer, t
     assert seq.ids == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
 
 
+def test_what_somebody_asked_of_the_tokenizer_before_changes_nothing(chat):
+    row = conversation(*TURNS)
+    before = chat.render(row)
+    chat.tokenizer(["a", "b c d e f"], padding="max_length", max_length=3, truncation=True)
+    assert chat.render(row) == before
+
+
 @pytest.mark.parametrize(
     ("template", "eos", "trained"),
     [

@@ -40,15 +40,17 @@ def off_by(found, wanted):
 @pytest.mark.parametrize("window", [-1, 40])
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2)], ids=["each its keys", "shared keys"])
 @pytest.mark.parametrize("size", [64, 128])
-def test_the_attention_kernel_computes_what_the_cpu_does(size, heads, window):
+@pytest.mark.parametrize("longest", [128, 512])
+def test_the_attention_kernel_computes_what_the_cpu_does(longest, size, heads, window):
     torch.manual_seed(0)
-    edges = [0, 1, 130, 200, 511, 512, 512, 512]  # ends in empty sequences
+    short = [0, 1, 17, 50, 178, 210, 274, 400, 512]
+    edges = [*(short if longest == 128 else [0, 1, 130, 200, 511]), 512, 512, 512]  # ends in empty sequences
     q, k, v, slope = (torch.randn(512, n, size).bfloat16() for n in (heads[0], heads[1], heads[1], heads[0]))
     found = []
     for device in (GPU, torch.device("cpu")):
         places = torch.tensor(edges, dtype=torch.int32, device=device)
         leaves = [x.to(device).requires_grad_() for x in (q, k, v)]
-        out, sums = torch.ops.burnish.packed_attention(*leaves, places, 512, size**-0.5, window)
+        out, sums = torch.ops.burnish.packed_attention(*leaves, places, longest, size**-0.5, window)
         found.append([out, *torch.autograd.grad(out, leaves, slope.to(device)), sums])
     for ours, wanted in zip(*found, strict=True):
         assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)

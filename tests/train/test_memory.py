@@ -67,7 +67,9 @@ def test_the_peak_of_1b_without_recomputation_is_the_measured_one():
 
 
 def test_the_peak_of_8b_with_recomputation_is_the_measured_one(eight):
-    assert predict(eight, replace(CARD, recompute="mlp"), 8192, split=True)["total"] / GIB == pytest.approx(24.5, rel=0.05)
+    assert predict(eight, replace(CARD, recompute="mlp"), 8192, split=True)["total"] / GIB == pytest.approx(
+        24.5, rel=0.05
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,15 @@ def test_the_peaks_of_8b_in_few_tokens_at_once_are_the_measured_ones(eight, prec
         ({"recompute": "offload"}, 4096, False, 19.52),
         ({"compile": False}, 4096, True, 31.03),
     ],
-    ids=["plain", "fp8", "8-bit moments", "updates in the backward pass", "both", "offload", "not compiled, two at once"],
+    ids=[
+        "plain",
+        "fp8",
+        "8-bit moments",
+        "updates in the backward pass",
+        "both",
+        "offload",
+        "not compiled, two at once",
+    ],
 )
 def test_the_peaks_of_1b_with_all_weights_are_the_measured_ones(changes, tokens, split, measured):
     shape = make_shape(ONE, adapter=FULL, heads=32, keys=8, tied=True)

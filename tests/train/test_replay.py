@@ -109,7 +109,7 @@ def test_recorded_steps_are_those_that_are_not(make_net, recordings, method):
     net, other = make_net(method), make_net(method)
     found = run_steps(net, Replayed(net, trained_parameters(net).values()), MANY)
     assert_alike(found, run_steps(other, plainly(other), MANY))
-    assert [one.calls for one in recordings] == [12, 6]  # two shapes
+    assert [one.calls for one in recordings] == [9, 6, 3]  # two shapes, one of them first in a step and later in one
 
 
 def test_work_that_was_watched_once_is_recorded_sooner_at_other_sizes(make_net, recordings):
@@ -118,6 +118,7 @@ def test_work_that_was_watched_once_is_recorded_sooner_at_other_sizes(make_net, 
     for lengths, longest in ((LENGTHS[0], 64), (OTHER, 64), (LENGTHS[0], 128)):
         for _ in range(3):
             passes(SFT, replace(batch_of(lengths), longest=longest), factor_of(0))
+            net.zero_grad()
     assert [one.recorded for one in recordings] == [True] * 3
     assert [one._recorded_on for one in recordings] == [3, 2, 3]  # another longest may be another kernel's
 
@@ -209,7 +210,7 @@ def test_a_step_that_cannot_be_recorded_loses_no_gradient(make_net, recordings, 
     monkeypatch.setattr(recorded, "never_waiting", waiting)
     assert_alike(run_steps(net, passes, steps), run_steps(other, plainly(other), steps))
     assert passes.refused == "called a synchronizing CUDA operation"
-    assert len(recordings) == 1  # and nothing is tried again
+    assert len(recordings) == min(micro, 2)  # the first of a step and a later one, and nothing is tried again
 
 
 def test_shapes_past_the_most_that_are_recorded_go_plainly(make_net, recordings, monkeypatch):
@@ -231,6 +232,7 @@ def test_memory_that_runs_out_while_recording_is_not_taken_for_waiting(make_net,
     monkeypatch.setattr(recorded, "graph_of", full)
     for _ in range(2):
         passes(SFT, batch_of(LENGTHS[0]), factor_of(0))
+        net.zero_grad()
     with pytest.raises(torch.OutOfMemoryError):
         passes(SFT, batch_of(LENGTHS[0]), factor_of(0))
     assert passes.refused == ""

@@ -14,6 +14,7 @@ from burnish.data.rows import Conversation, Labelled, Row, Tagged, Text, Turn, T
 from burnish.errors import ModelError, RowError
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 LABELS_SPELLED = 25  # as many labels as are listed in a system prompt
@@ -182,15 +183,23 @@ class Chat:
                 ids += plain
                 starts += [place] * len(plain)
             elif piece:
-                encoded = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
-                ids += encoded["input_ids"]
-                starts += [place + start for start, _ in encoded["offset_mapping"]]
+                encoded = self._encoding(piece)
+                ids += encoded.ids
+                starts += [place + start for start, _ in encoded.offsets]
             place += len(piece)
         return ids, starts
 
+    def _encoding(self, text: str) -> Encoding:
+        """What `tokenizer(text, add_special_tokens=False)` gives, asked of the tokenizer inside: that takes a third of the time."""
+        inner = self.tokenizer.backend_tokenizer
+        if inner.padding or inner.truncation:  # from somebody's call
+            inner.no_padding()
+            inner.no_truncation()
+        return inner.encode(text, add_special_tokens=False)
+
     def _encode_literally(self, text: str) -> list[int]:
         """The ids of a control token's spelling as ordinary text: cut until no piece is a control token."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self._encoding(text).ids
         if len(text) < 2 or self._control_ids.isdisjoint(ids):
             return ids
         return self._encode_literally(text[:1]) + self._encode_literally(text[1:])

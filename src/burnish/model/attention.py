@@ -26,6 +26,7 @@ DROPPING = ("attention_dropout", "attn_pdrop")
 WIDEST_DROPPING = 192  # numbers of a head: with more of them not every card's kernel walks back through dropout
 HALF = (torch.bfloat16, torch.float16)
 LONG = 512  # tokens of a sequence from which on the newest kernel is worth its compilation
+SHORT, SHORT_SIZES = 128, (32, 64, 128)  # and up to which our own is quicker, for heads of these sizes
 
 
 def use(model: Any) -> bool:
@@ -154,6 +155,10 @@ def packed_attention(
     """(N, heads, size) attention within each sequence, and (heads, N) float32 log-sum-exp of the scores."""
     if not q.is_cuda:
         return _reference(q, k, v, edges, scale, window)
+    if _is_short(q, longest):
+        from burnish.model import kernels
+
+        return kernels.attend(q, k, v, edges, longest, scale, window)
     if newest := _newest(q, k, longest):
         out, lse, *_ = newest._flash_attn_fwd(
             q, k, v, **_newest_arguments(edges, longest, scale, window), return_lse=True
@@ -179,6 +184,10 @@ def packed_attention_backward(
     """Gradients of q, k and v."""
     if not q.is_cuda:
         return _reference_backward(grad, q, k, v, edges, scale, window)
+    if _is_short(q, longest):
+        from burnish.model import kernels
+
+        return kernels.attend_back(grad.contiguous(), (q, k, v, out, lse, edges), longest, scale, window)
     if newest := _newest(q, k, longest):
         arguments = _newest_arguments(edges, longest, scale, window)
         return tuple(newest._flash_attn_bwd(q, k, v, out, grad.contiguous(), lse, **arguments)[:3])  # type: ignore[return-value]
@@ -297,6 +306,11 @@ def _scores(queries: Tensor, keys: Tensor, scale: float, window: int) -> Tensor:
     distance = places[:, None] - places
     seen = (distance >= 0) & ((distance <= window) | (window < 0))
     return (queries @ keys.mT * scale).masked_fill(~seen, float("-inf"))
+
+
+def _is_short(q: Tensor, longest: int) -> bool:
+    """Whether sequences are so short that the kernels made for long ones mostly wait, and heads of a size that ours takes."""
+    return longest <= SHORT and q.shape[2] in SHORT_SIZES
 
 
 def _newest(q: Tensor, k: Tensor, longest: int) -> Any:

@@ -46,6 +46,13 @@ def accelerate(net: Net, *, compile: bool, recompute: str = "none", backend: str
     net.offload = level == "offload"
 
 
+def expect_compiling() -> None:
+    """Start the processes that generate code for a GPU. They take seconds to come up, and until then all is generated in this one."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    AsyncCompile.use_process_pool()
+
+
 def _want_input_gradients(model: Any, wanted: bool) -> None:
     """Let what enters the first layer want a gradient where that layer is trained: then all layers are alike, and compiled once.
 

@@ -1,9 +1,10 @@
-"""Products in 8 bits, which a Hopper card does twice as fast as those in bf16: of a frozen base, which is stored so, and of trained weights.
+"""Products in 8 bits, which a Hopper card does twice as fast as those in bf16: with a frozen base, stored so, or with trained weights.
 
 Weights and activations become e4m3 numbers with one float32 scale a row; products add up in float32 and come out in bf16. An adapter
-stays as it was; so do trained weights, which are rounded anew for each step, and their gradient is a product in bf16. One copy of the weight serves both directions: its scales stand by output channel, so in the backward pass they are
-multiplied into the incoming gradient before that is rounded, and the tensor cores' wish for another layout is met by turning the
-weight around on the way, which takes 2% of a step where a second copy would take as much memory as bf16.
+stays as it was; so do trained weights, which are rounded anew for each step, and whose gradient is a product in bf16. One copy of a
+weight serves both directions: its scales stand by output channel, so in the backward pass they are multiplied into the incoming gradient
+before that is rounded, and the tensor cores' wish for another layout is met by turning the weight around on the way, which takes 2% of
+a step where a second copy would take as much memory as bf16.
 
 Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning" (arXiv 2209.05433).
 """

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -72,7 +71,9 @@ class _Head(torch.autograd.Function):
                 towards.append((slope @ wide).to(hidden.dtype))
         empty = hidden.new_zeros(0, hidden.shape[-1])
         toward = torch.cat(towards) if towards else empty
-        ctx.save_for_backward(toward, *([hidden, weight, bias, targets] if trained else []), *([slopes] if kept else []))
+        ctx.save_for_backward(
+            toward, *([hidden, weight, bias, targets] if trained else []), *([slopes] if kept else [])
+        )
         return torch.cat(logps) if logps else hidden.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
@@ -92,7 +93,7 @@ class _Head(torch.autograd.Function):
             _to_slopes(slope, targets[part], ctx.bend)
             more_weight, more_bias = _to_head(slope, hidden[part], grad[part], weight, bias)
             to_weight += more_weight
-            if to_bias is not None:
+            if to_bias is not None and more_bias is not None:
                 to_bias += more_bias
         return to_hidden, to_weight, to_bias, None, None, None
 

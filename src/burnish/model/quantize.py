@@ -180,7 +180,12 @@ def quantize(model: Any, kind: Literal["fp8", "nf4"], *, device: torch.device | 
 
 
 def _round_products(model: Any) -> int:
-    found = [(part, name) for layer in decoder_layers(model) for part, name in _linears(layer) if fp8.suits(getattr(part, name))]
+    found = [
+        (part, name)
+        for layer in decoder_layers(model)
+        for part, name in _linears(layer)
+        if fp8.suits(getattr(part, name))
+    ]
     if not found:
         raise _no_sides("layer", "fp8")
     for part, name in found:

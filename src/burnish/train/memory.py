@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -218,12 +218,16 @@ def moments_of(
     """(gradients, activations, what is there beside them) in bytes, at each moment of a step that may be its peak.
 
     kept: bytes of all activations. Gradients are float32. Within a single backward pass they come as activations go, the head's
-    first; those of an earlier micro-batch are there from the beginning. An update within the backward pass lets each go at once, but
-    for weights that head and embeddings share: these have one from the head on, and a second for a moment at the end.
+    first; those of an earlier micro-batch are there from the beginning. Recorded passes bring theirs to where they stay for good at the
+    end. An update within the backward pass lets each go at once, but for weights that head and embeddings share: these have one from
+    the head on, and a second for a moment at the end.
     """
     head = 4 * shape.vocabulary * shape.hidden if shape.head_trained else 0
     shared = head if shape.tied else 0
     all_of_them, stays = 4 * shape.trained, head
+    if settings.graph:
+        plain = moments_of(shape, replace(settings, graph=False), kept, tokens, trained, split=False)
+        return [(all_of_them + fresh, activations, beside) for fresh, activations, beside in plain]
     if settings.in_backward and not split:
         all_of_them, stays = 4 * max(shape.layer, shape.outside), shared
     earlier = all_of_them if split else 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,26 +48,29 @@ class Replayed:
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
 
     def __call__(self, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Tensor, Stats]:
-        self._attach()
+        first = self._is_first()
         if self.refused:
-            return forward_backward(self.net, objective, batch, factor)
-        batch = padded(batch)
-        key = _key(batch)
+            return self._plainly(first, objective, batch, factor)
+        padded_batch = padded(batch)
+        key = first, _key(padded_batch)
         if key not in self._shapes:
             if len(self._shapes) >= MOST:
-                return forward_backward(self.net, objective, batch, factor)
-            self._shapes[key] = self._new(objective, batch, factor)
+                return self._plainly(first, objective, batch, factor)
+            self._shapes[key] = self._new(first, objective, padded_batch, factor)
         own, own_factor, recording = self._shapes[key]
-        _fill(own, batch)
+        _fill(own, padded_batch)
         own_factor.copy_(factor, non_blocking=True)
         # A watched call may leave its work half done.
-        before = [one.clone() for one in self.gradients] if recording.next_is_watched else []
+        before = [one.clone() for one in self.gradients] if recording.next_is_watched and not first else []
         try:
             scaled, stats = recording()
         except Unrecordable as error:
             self.forget(str(error).splitlines()[0])
-            torch._foreach_copy_(self.gradients, before)
-            return forward_backward(self.net, objective, batch, factor)
+            if before:
+                torch._foreach_copy_(self.gradients, before)
+            return self._plainly(first, objective, batch, factor)
+        finally:
+            self._attach()
         # What the next replay overwrites is copied out.
         return scaled.clone(), {name: (value.clone(), count.clone()) for name, (value, count) in stats.items()}
 
@@ -77,27 +79,61 @@ class Replayed:
         self.refused = why
         self._shapes.clear()
 
-    def _attach(self) -> None:
-        """Gradients that the optimiser let go begin anew at zero, in the tensors that the recordings know."""
+    def _is_first(self) -> bool:
+        """Whether gradients begin anew with this micro-batch: the optimiser let them go. Somebody else's are taken over."""
         pairs = list(zip(self.parameters, self.gradients, strict=True))
         if all(parameter.grad is gradient for parameter, gradient in pairs):
-            return
-        torch._foreach_zero_(self.gradients)
+            return False
+        if all(parameter.grad is None for parameter in self.parameters):
+            return True
         for parameter, gradient in pairs:
-            if parameter.grad is not None:  # somebody else's
-                gradient.copy_(parameter.grad)
+            gradient.copy_(parameter.grad) if parameter.grad is not None else gradient.zero_()
+        self._attach()
+        return False
+
+    def _attach(self) -> None:
+        """Let the optimiser find the gradients, in the tensors that the recordings know."""
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
 
-    def _new(self, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Batch, Tensor, Recording]:
-        net, device = self.net, self.net.device
+    def _plainly(self, first: bool, *given: Any) -> tuple[Tensor, Stats]:
+        if first:
+            torch._foreach_zero_(self.gradients)
+        self._attach()
+        return forward_backward(self.net, *given)
+
+    def _new(self, first: bool, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Batch, Tensor, Recording]:
+        device = self.net.device
         own, own_factor = batch.to(device).each(Tensor.clone), factor.to(device, copy=True)
-        step = partial(forward_backward, net, objective, own, own_factor)
+
+        def step() -> tuple[Tensor, Stats]:
+            # Autograd would add each gradient in a launch of its own, to zeros at first.
+            for parameter in self.parameters:
+                parameter.grad = None
+            found = forward_backward(self.net, objective, own, own_factor)
+            self._gather(first)
+            return found
+
         # Another longest sequence may be another kernel's.
         known = any(
             other.recorded and (one.task, one.longest) == (batch.task, batch.longest)
             for one, _, other in self._shapes.values()
         )
         return own, own_factor, Recording(step, stream=self._stream, pool=self._pool, known=known)
+
+    def _gather(self, first: bool) -> None:
+        """Put the gradients of a micro-batch where they belong, or add them to what is there."""
+        pairs = zip(self.gradients, self.parameters, strict=True)
+        reached = [(gradient, parameter.grad) for gradient, parameter in pairs if parameter.grad is not None]
+        if first and len(reached) < len(self.parameters):
+            torch._foreach_zero_(self.gradients)
+        if not reached:
+            return
+        there, fresh = [gradient for gradient, _ in reached], [found for _, found in reached]
+        if first:
+            torch._foreach_copy_(there, fresh)
+        else:
+            torch._foreach_add_(there, fresh)
 
 
 def padded(batch: Batch) -> Batch:
