@@ -211,7 +211,7 @@ def attend_back(
     grad: Tensor, saved: Sequence[Tensor], longest: int, scale: float, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v. grad: contiguous; saved: these, what `attend` gave, and the edges."""
-    q, k, v, out, sums, edges = saved
+    q, k, v, *_, edges = saved
     heads, size = q.shape[1:]
     found = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     grid = (len(edges) - 1, triton.cdiv(longest, BLOCK), k.shape[1])
