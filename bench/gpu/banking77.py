@@ -182,7 +182,7 @@ def run_burnish(options: argparse.Namespace, clock: Clock) -> list[str]:
     names = sorted(set(labels))
     clock.mark("imported")
     if options.compile and device.type == "cuda":
-        expect_compiling()
+        expect_compiling(device)
     chat = Classes(load_tokenizer(options.model), names, max_length=LONGEST)
 
     def groups_of(texts: list[str], labels: list[str]) -> list[Any]:

@@ -27,7 +27,7 @@ from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
 from burnish.model.constrained import Constraint
 from burnish.model.depth import Pace, paces
-from burnish.model.fast import accelerate, expect_compiling
+from burnish.model.fast import accelerate
 from burnish.model.features import CachedBody
 from burnish.model.likelihood import sequence_logp
 from burnish.model.load import Head, empty_model, load_model, on_device
@@ -177,8 +177,6 @@ def load_net(
     """
     plain = settings.precision == "fp32" or recipe.adapter.method == "full"
     dtype, device = torch.float32 if plain else torch.bfloat16, torch.device(settings.device)
-    if settings.compile and device.type == "cuda":
-        expect_compiling()
     start = find_start(recipe.adapter)
 
     def trainable(model: Any) -> nn.Module:

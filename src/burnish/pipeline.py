@@ -49,6 +49,7 @@ from burnish.joint import (
 from burnish.methods import METHODS
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
 from burnish.model.depth import as_table
+from burnish.model.fast import expect_compiling
 from burnish.model.load import Head, find_model, load_config, load_tokenizer
 from burnish.model.net import Net
 from burnish.model.quantize import quantize, unquantize
@@ -84,7 +85,7 @@ from burnish.train.hooks import Judge, StopSignal
 from burnish.train.ladder import Ladder
 from burnish.train.loop import check_streams
 from burnish.train.optim import Optim, auto_learning_rate
-from burnish.train.plan import Plan
+from burnish.train.plan import Plan, suited
 from burnish.train.session import Session, load_trained
 from burnish.train.smoke import smoke
 from burnish.train.trackers import open_trackers
@@ -152,6 +153,9 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
                     check_head(one, objectives[name])
                 files += files_of(one)
         check_export(recipe)
+        device = memory.device_of_choice()
+        if device.type == "cuda" and suited(recipe.train, recipe.adapter.method).compile is not False:
+            expect_compiling(device)
         constraint = None if recipe.tasks else constraint_of(recipe)
         parts = [(one.name, one.stat()) for one in sorted(Path(source).glob("*"))]
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]

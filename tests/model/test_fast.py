@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from threading import Event
+from threading import enumerate as enumerate_threads
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor.async_compile import AsyncCompile
 
 from burnish.core import Seq, pack
 from burnish.model.adapt import adapt, trained_parameters
-from burnish.model.fast import BUDGETS, accelerate, decoder_layers
+from burnish.model.fast import BUDGETS, accelerate, decoder_layers, expect_compiling
 from burnish.model.net import Net
 from burnish.recipe import Adapter, Freeze
 
@@ -255,3 +258,19 @@ def test_generated_code_gives_the_loss_and_gradients_of_plain_layers(make_net):
     plain = outcome(net)
     accelerate(net, compile=True, recompute="elementwise")
     assert distance(outcome(net), plain) < 1e-5
+
+
+def test_what_compiling_takes_comes_up_in_the_background(monkeypatch):
+    asked = Event()
+    monkeypatch.setattr(AsyncCompile, "use_process_pool", asked.set)
+    expect_compiling(torch.device("cpu"))
+    assert asked.wait(60)
+
+
+def test_what_fails_in_the_background_is_left_to_where_it_is_needed(monkeypatch, capfd):
+    monkeypatch.setattr(AsyncCompile, "use_process_pool", lambda: 1 / 0)
+    before = set(enumerate_threads())
+    expect_compiling(torch.device("cpu"))
+    for thread in set(enumerate_threads()) - before:
+        thread.join(60)
+    assert capfd.readouterr().err == ""

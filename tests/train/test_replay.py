@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from burnish.recipe import Adapter, Freeze
 from burnish.train import replay
 from burnish.train.loop import backward, fit
 from burnish.train.optim import Optim
-from burnish.train.replay import EDGES, PLACES, Replayed, forward_backward, padded
+from burnish.train.replay import EDGES, PLACES, ROW, Replayed, forward_backward, padded
 
 SFT = make_objective("sft")
 LENGTHS = [(30, 20, 9), (12, 40, 12), (60, 2, 2)]  # of the same shape once their lists are padded
@@ -158,7 +158,7 @@ def test_gradients_stay_in_the_same_tensors_when_the_optimiser_lets_them_go(make
 # Padded lists --------------------------------------------------------------------------------------------------------
 
 
-def test_lists_of_places_are_padded_to_few_lengths():
+def test_rows_and_lists_of_places_are_padded_to_few_lengths():
     for lengths in [*LENGTHS, OTHER, (64,) * 70]:
         batch = batch_of(lengths)
         filled = padded(batch)
@@ -166,8 +166,21 @@ def test_lists_of_places_are_padded_to_few_lengths():
         assert torch.equal(filled.trained[: len(batch.trained)], batch.trained)
         assert torch.equal(filled.edges[: len(batch.edges)], batch.edges)
         assert 0 <= len(filled.trained) - len(batch.trained) < PLACES
-        others = [field.name for field in fields(batch) if field.name not in ("trained", "edges")]
+        assert filled.edges[-1] == filled.ids.numel()
+        assert filled.ids.shape == ((1, ROW) if len(batch.ids) == 1 else batch.ids.shape)
+        for name in ("ids", "pos", "seq", "weight"):
+            assert torch.equal(getattr(filled, name)[:, :64], getattr(batch, name))
+        assert (filled.seq[:, 64:] == -1).all()
+        assert not filled.weight[:, 64:].any()
+        others = ("last", "group", "y", "where", "longest")
         assert all(getattr(filled, name) is getattr(batch, name) for name in others)
+
+
+def test_streams_of_a_lengthened_row_are_nothing_past_its_end():
+    streams = {"one": [1.0] * 5, "two": [[1.0, 2.0]] * 5}
+    filled = padded(pack([[Seq([1] * 5, [1.0] * 5, tokens=streams)]], row_tokens=64))
+    assert [tuple(x.shape) for x in filled.tokens.values()] == [(1, ROW), (1, ROW, 2)]
+    assert [float(x.sum()) for x in filled.tokens.values()] == [5, 15]
 
 
 @pytest.mark.parametrize("by_edges", [False, True])

@@ -7,11 +7,14 @@ after it (`head`). The same net runs eagerly, and a test holds both together.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import torch
+import torch._dynamo.config
 import torch._functorch.config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -34,6 +37,7 @@ def accelerate(net: Net, *, compile: bool, recompute: str = "none", backend: str
     if torch._functorch.config.activation_memory_budget != BUDGETS[level]:
         torch._dynamo.reset()  # what was compiled for another level would be taken for this one
         torch._functorch.config.activation_memory_budget = BUDGETS[level]
+    torch._dynamo.config.specialize_float = True  # a layer's floats stay: to find out takes a second compilation
     for layer in decoder_layers(model):
         layer._compiled_call_impl = None
         if compile:
@@ -46,11 +50,17 @@ def accelerate(net: Net, *, compile: bool, recompute: str = "none", backend: str
     net.offload = level == "offload"
 
 
-def expect_compiling() -> None:
-    """Start the processes that generate code for a GPU. They take seconds to come up, and until then all is generated in this one."""
-    from torch._inductor.async_compile import AsyncCompile
+def expect_compiling(device: torch.device) -> None:
+    """Bring up in the background what compiling takes, while rows are read: the device, what is imported, processes that generate code."""
 
-    AsyncCompile.use_process_pool()
+    def bring_up() -> None:
+        with contextlib.suppress(Exception):  # it fails once more where it is needed, and is told there
+            torch.zeros((), device=device)
+            from torch._inductor.async_compile import AsyncCompile
+
+            AsyncCompile.use_process_pool()
+
+    Thread(target=bring_up).start()
 
 
 def _want_input_gradients(model: Any, wanted: bool) -> None:

@@ -218,7 +218,7 @@ def attend_back(
     with torch.cuda.device(q.device):
         _attend_back[grid](
             grad, *saved, *found, len(q), scale, window, *_strides(q, k, v),
-            HEADS=heads, SHARED=heads // k.shape[1], SIZE=size, BLOCK=BLOCK, num_warps=4,
+            HEADS=heads, SHARED=heads // k.shape[1], SIZE=size, BLOCK=BLOCK, num_warps=2,
         )  # fmt: skip
     return found
 

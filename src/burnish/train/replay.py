@@ -22,6 +22,7 @@ Passes = Callable[[Objective, Batch, Tensor], tuple[Tensor, Stats]]
 MOST = 96  # shapes that are recorded; each keeps its inputs, all share the memory of their activations
 # Lists of trained places and of edges are padded to multiples of these, so that few shapes are met.
 PLACES, EDGES = 256, 64
+ROW = 128  # and the row of a batch that has only one to a multiple of this
 
 
 def forward_backward(net: Net, objective: Objective, batch: Batch, factor: Tensor) -> tuple[Tensor, Stats]:
@@ -137,15 +138,32 @@ class Replayed:
 
 
 def padded(batch: Batch) -> Batch:
-    """The batch with its lists of places filled up to lengths that come again. What fills them counts for nothing.
+    """The batch with its row, if it is one, and its lists of places filled up to lengths that come again.
 
-    A trained place past the end lands in no token; an edge at the end makes an empty sequence.
+    What fills them counts for nothing: a trained place past the end lands in no token; an edge at the end makes an empty sequence.
     """
+    batch = _lengthened(batch, -batch.ids.numel() % ROW) if len(batch.ids) == 1 else batch
     trained, edges = batch.trained, batch.edges
     return replace(
         batch,
         trained=torch.cat([trained, trained.new_full((-len(trained) % PLACES,), batch.ids.numel())]),
         edges=torch.cat([edges, edges[-1:].expand(-len(edges) % EDGES)]),
+    )
+
+
+def _lengthened(batch: Batch, more: int) -> Batch:
+    """A batch of one row with more padding, a sequence of its own."""
+    if not more:
+        return batch
+    pad = torch.nn.functional.pad
+    return replace(
+        batch,
+        ids=pad(batch.ids, (0, more)),
+        pos=torch.cat([batch.pos, torch.arange(more)[None]], dim=1),
+        seq=pad(batch.seq, (0, more), value=-1),
+        weight=pad(batch.weight, (0, more)),
+        edges=torch.cat([batch.edges, batch.edges[-1:] + more]),
+        tokens={name: pad(x, (*(0, 0) * (x.dim() - 2), 0, more)) for name, x in batch.tokens.items()},
     )
 
 
