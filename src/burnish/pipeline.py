@@ -153,9 +153,6 @@ def choose(run: Run, recipe: Recipe) -> Chosen:
                     check_head(one, objectives[name])
                 files += files_of(one)
         check_export(recipe)
-        device = memory.device_of_choice()
-        if device.type == "cuda" and suited(recipe.train, recipe.adapter.method).compile is not False:
-            expect_compiling(device)
         constraint = None if recipe.tasks else constraint_of(recipe)
         parts = [(one.name, one.stat()) for one in sorted(Path(source).glob("*"))]
         made_of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in parts]
@@ -232,6 +229,9 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
 def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Tokenized:
     """3: ids and weights through the model's own chat template."""
     with run.step("tokenize") as record:
+        device = memory.device_of_choice()
+        if device.type == "cuda" and suited(recipe.train, recipe.adapter.method).compile is not False:
+            expect_compiling(device)
         parts: dict[str, Tokenized] = {}
         with Ledger(run.folder / "ledger.jsonl", append=True) as ledger:
             for name, one in recipe.each.items():

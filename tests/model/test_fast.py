@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from threading import Event
 from threading import enumerate as enumerate_threads
 
 import pytest
@@ -260,17 +259,27 @@ def test_generated_code_gives_the_loss_and_gradients_of_plain_layers(make_net):
     assert distance(outcome(net), plain) < 1e-5
 
 
-def test_what_compiling_takes_comes_up_in_the_background(monkeypatch):
-    asked = Event()
-    monkeypatch.setattr(AsyncCompile, "use_process_pool", asked.set)
-    expect_compiling(torch.device("cpu"))
-    assert asked.wait(60)
+@pytest.fixture
+def brought_up(monkeypatch):
+    """A function that lets compiling be expected and waits for it; gives what was compiled. The code generators are not started."""
+    monkeypatch.setattr(AsyncCompile, "use_process_pool", lambda: None)
+    compiled = []
+
+    def expect(compile):
+        monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or compile(f))
+        before = set(enumerate_threads())
+        expect_compiling(torch.device("cpu"))
+        for thread in set(enumerate_threads()) - before:
+            thread.join(60)
+        return compiled
+
+    return expect
 
 
-def test_what_fails_in_the_background_is_left_to_where_it_is_needed(monkeypatch, capfd):
-    monkeypatch.setattr(AsyncCompile, "use_process_pool", lambda: 1 / 0)
-    before = set(enumerate_threads())
-    expect_compiling(torch.device("cpu"))
-    for thread in set(enumerate_threads()) - before:
-        thread.join(60)
+def test_something_small_is_compiled_in_the_background(brought_up):
+    assert brought_up(lambda f: f) == [torch.cos]
+
+
+def test_what_fails_in_the_background_is_left_to_where_it_is_needed(brought_up, capfd):
+    assert brought_up(lambda f: 1 / 0) == [torch.cos]
     assert capfd.readouterr().err == ""

@@ -51,14 +51,14 @@ def accelerate(net: Net, *, compile: bool, recompute: str = "none", backend: str
 
 
 def expect_compiling(device: torch.device) -> None:
-    """Bring up in the background what compiling takes, while rows are read: the device, what is imported, processes that generate code."""
+    """Compile something small in the background, while rows are read: the first of all takes seconds of imports and of processes to start."""
 
     def bring_up() -> None:
         with contextlib.suppress(Exception):  # it fails once more where it is needed, and is told there
-            torch.zeros((), device=device)
             from torch._inductor.async_compile import AsyncCompile
 
             AsyncCompile.use_process_pool()
+            torch.compile(torch.cos)(torch.zeros((), device=device, requires_grad=True)).backward()
 
     Thread(target=bring_up).start()
 
