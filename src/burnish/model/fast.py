@@ -51,7 +51,7 @@ def accelerate(net: Net, *, compile: bool, recompute: str = "none", backend: str
 
 
 def expect_compiling(device: torch.device) -> None:
-    """Compile something small in the background, while rows are read: the first of all takes seconds of imports and of processes to start."""
+    """Compile something small in the background, while rows are read: the first of all takes seconds, of imports and processes to start."""
 
     def bring_up() -> None:
         with contextlib.suppress(Exception):  # it fails once more where it is needed, and is told there
