@@ -226,6 +226,16 @@ def test_recordings_are_made_or_not_as_the_recipe_says(chosen, wanted):
     assert chosen(79, train={"graph": wanted}).graph == wanted
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_short_rows_of_a_small_model_are_recorded_all_at_once(chosen, compiled):
+    work = Workload(rows=10_000, tokens=380_000, trained=10_000, longest=110, generated=0, prompted=0)
+    settings = replace(CARD, batch_size=64, compile=compiled)
+    sizes = {**SMOLLM, "num_hidden_layers": 30}
+    found = chosen(79, sizes=sizes, heads=9, keys=3, work=work, settings=settings, adapter=FULL)
+    assert found.graph
+    assert found.micro_tokens > 64 * 38
+
+
 def test_nothing_is_recorded_while_layers_wait_for_their_turn(chosen):
     assert chosen(79, train={"graph": True, "gradual_unfreezing": 0.5}).graph is False
 
