@@ -7,10 +7,12 @@ import os
 import signal
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import burnish
 from burnish.errors import Interrupted, RecipeError
+from burnish.parts import expect_training
 from burnish.recipe import make_recipe
 from burnish.train.plan import suited
 from tiny_runs import asked_and_answered, needs_bitsandbytes, recipe_of, write_rows
@@ -150,3 +152,24 @@ def test_files_that_a_method_has_none_of_are_refused_at_once(method, asked, othe
         burnish.plan(recipe(method) | {"deploy": {"export": [asked]}})
     assert caught.value.where == "deploy.export"
     assert caught.value.hint == f"--set deploy.export=[{other}]"
+
+
+@pytest.mark.parametrize(
+    ("device", "adapter", "compiled", "brought_up"),
+    [
+        ("cuda", "lora", "auto", True),
+        ("cuda", "full", True, True),
+        ("cuda", "lora", False, False),
+        ("cuda", "prompt", "auto", False),
+        ("cpu", "lora", "auto", False),
+    ],
+)
+def test_what_compiling_takes_is_brought_up_where_layers_may_be_compiled(
+    monkeypatch, device, adapter, compiled, brought_up
+):
+    asked = []
+    monkeypatch.setattr("burnish.train.memory.device_of_choice", lambda: torch.device(device))
+    monkeypatch.setattr("burnish.parts.expect_compiling", asked.append)
+    values = {"data": {"train": "a.jsonl"}, "adapter": {"method": adapter}, "train": {"compile": compiled}}
+    expect_training(make_recipe(values))
+    assert asked == ([torch.device(device)] if brought_up else [])

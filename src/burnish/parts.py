@@ -27,7 +27,7 @@ from burnish.model.adapt import adapt, trained_parameters
 from burnish.model.attention import by_edges
 from burnish.model.constrained import Constraint
 from burnish.model.depth import Pace, paces
-from burnish.model.fast import accelerate
+from burnish.model.fast import accelerate, expect_compiling
 from burnish.model.features import CachedBody
 from burnish.model.likelihood import sequence_logp
 from burnish.model.load import Head, empty_model, load_model, on_device
@@ -165,6 +165,13 @@ def head_of(recipe: Recipe, chosen: Chosen, chat: Chat) -> Head | None:
     seed, pad = recipe.train.seed, chosen.tokenizer.pad_token_id
     head = Head(chat.labels, pad, seed, writes, chat.kind, mean=chat.mean, spread=chat.spread)
     return replace(head, frame=chat.frame, system=chat.system) if chat.frame == "chat" else head
+
+
+def expect_training(recipe: Recipe) -> None:
+    """Bring up in the background what training takes before its first step, where a GPU will compile the layers."""
+    device = memory.device_of_choice()
+    if device.type == "cuda" and suited(recipe.train, recipe.adapter.method).compile is not False:
+        expect_compiling(device)
 
 
 def load_net(

@@ -49,7 +49,6 @@ from burnish.joint import (
 from burnish.methods import METHODS
 from burnish.model.adapt import parameter_count, trained_groups, trained_parameters
 from burnish.model.depth import as_table
-from burnish.model.fast import expect_compiling
 from burnish.model.load import Head, find_model, load_config, load_tokenizer
 from burnish.model.net import Net
 from burnish.model.quantize import quantize, unquantize
@@ -64,6 +63,7 @@ from burnish.parts import (
     check_export,
     check_head,
     constraint_of,
+    expect_training,
     exports_of,
     head_of,
     load_net,
@@ -85,7 +85,7 @@ from burnish.train.hooks import Judge, StopSignal
 from burnish.train.ladder import Ladder
 from burnish.train.loop import check_streams
 from burnish.train.optim import Optim, auto_learning_rate
-from burnish.train.plan import Plan, suited
+from burnish.train.plan import Plan
 from burnish.train.session import Session, load_trained
 from burnish.train.smoke import smoke
 from burnish.train.trackers import open_trackers
@@ -105,6 +105,7 @@ def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, An
         with stop.watching():
             chosen = choose(run, recipe)
             guarded = clean(run, recipe, chosen)
+            expect_training(recipe)
             tokenized = tokenize(run, recipe, chosen, guarded)
             chosen = distillation.cut_student(run, recipe, chosen, tokenized)
             settings = decide(run, recipe, chosen, tokenized)
@@ -229,9 +230,6 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
 def tokenize(run: Run, recipe: Recipe, chosen: Chosen, guarded: Guarded) -> Tokenized:
     """3: ids and weights through the model's own chat template."""
     with run.step("tokenize") as record:
-        device = memory.device_of_choice()
-        if device.type == "cuda" and suited(recipe.train, recipe.adapter.method).compile is not False:
-            expect_compiling(device)
         parts: dict[str, Tokenized] = {}
         with Ledger(run.folder / "ledger.jsonl", append=True) as ledger:
             for name, one in recipe.each.items():
