@@ -161,6 +161,7 @@ def test_files_that_a_method_has_none_of_are_refused_at_once(method, asked, othe
         ("cuda", "full", True, True),
         ("cuda", "lora", False, False),
         ("cuda", "prompt", "auto", False),
+        ("cuda", "head", "auto", False),
         ("cpu", "lora", "auto", False),
     ],
 )

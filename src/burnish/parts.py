@@ -169,8 +169,8 @@ def head_of(recipe: Recipe, chosen: Chosen, chat: Chat) -> Head | None:
 
 def expect_training(recipe: Recipe) -> None:
     """Bring up in the background what training takes before its first step, where a GPU will compile the layers."""
-    device = memory.device_of_choice()
-    if device.type == "cuda" and suited(recipe.train, recipe.adapter.method).compile is not False:
+    device, method = memory.device_of_choice(), recipe.adapter.method
+    if device.type == "cuda" and method != "head" and suited(recipe.train, method).compile is not False:
         expect_compiling(device)
 
 

@@ -95,6 +95,7 @@ PARITY_ITEMS = 4
 UNLEARNT: Any = {"train": {"save_every"}, "mixing": {"compare_alone"}} | dict.fromkeys(
     ("guards", "deploy", "log", "name", "tune", "tuned_by"), True
 )
+CLEANED = 2  # another number where what is kept of that step changes
 
 
 def run_recipe(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def clean(run: Run, recipe: Recipe, chosen: Chosen) -> Guarded:
     """2: rows that are whole, clean and told apart into splits that share nothing."""
     with run.step("clean") as record:
         wanted = {name: (one.data.model_dump(), one.task.kind) for name, one in recipe.each.items()}
-        key = key_of(chosen.key, wanted, recipe.guards.leakage.action, recipe.train.seed)
+        key = key_of(CLEANED, chosen.key, wanted, recipe.guards.leakage.action, recipe.train.seed)
         ledger_file = run.folder / "ledger.jsonl"
         kept = run.kept("clean", key)
         if kept is None:

@@ -99,6 +99,7 @@ def test_what_somebody_asked_of_the_tokenizer_before_changes_nothing(chat):
     row = conversation(*TURNS)
     before = chat.render(row)
     chat.tokenizer(["a", "b c d e f"], padding="max_length", max_length=3, truncation=True)
+    chat.tokenizer("<|im_end|>", split_special_tokens=True)
     assert chat.render(row) == before
 
 

@@ -195,6 +195,8 @@ class Chat:
         if inner.padding or inner.truncation:  # from somebody's call
             inner.no_padding()
             inner.no_truncation()
+        if inner.encode_special_tokens != self.tokenizer.split_special_tokens:
+            inner.encode_special_tokens = self.tokenizer.split_special_tokens
         return inner.encode(text, add_special_tokens=False)
 
     def _encode_literally(self, text: str) -> list[int]:

@@ -37,7 +37,8 @@ def accelerate(net: Net, *, compile: bool, recompute: str = "none", backend: str
     if torch._functorch.config.activation_memory_budget != BUDGETS[level]:
         torch._dynamo.reset()  # what was compiled for another level would be taken for this one
         torch._functorch.config.activation_memory_budget = BUDGETS[level]
-    torch._dynamo.config.specialize_float = True  # a layer's floats stay: to find out takes a second compilation
+    if compile:  # floats that are the same in all layers stay as they are: to find that out takes a second compilation
+        torch._dynamo.config.specialize_float = len({_floats_of(layer) for layer in decoder_layers(model)}) == 1
     for layer in decoder_layers(model):
         layer._compiled_call_impl = None
         if compile:
@@ -50,8 +51,14 @@ def accelerate(net: Net, *, compile: bool, recompute: str = "none", backend: str
     net.offload = level == "offload"
 
 
+def _floats_of(layer: nn.Module) -> tuple[tuple[str, str, float], ...]:
+    """The numbers that a layer's modules have as attributes, such as the scale of its attention."""
+    parts = layer.named_modules()
+    return tuple((name, key, x) for name, part in parts for key, x in vars(part).items() if type(x) is float)
+
+
 def expect_compiling(device: torch.device) -> None:
-    """Compile something small in the background, while rows are read: the first of all takes seconds, of imports and processes to start."""
+    """Compile something small in the background, while rows are tokenized: the first of all takes seconds, of imports and processes."""
 
     def bring_up() -> None:
         with contextlib.suppress(Exception):  # it fails once more where it is needed, and is told there

@@ -109,7 +109,12 @@ def _to_head(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the weight (V,d) and of the bias (V,), from the slopes (N,V) and the loss by each log p, (N,1)."""
     to_weight = (slope.T @ (grad * hidden).to(slope.dtype)).to(weight.dtype)
-    return to_weight, None if bias is None else (slope.T.float() @ grad[:, 0]).to(bias.dtype)
+    if bias is None:
+        return to_weight, None
+    to_bias = torch.zeros_like(bias, dtype=torch.float32)
+    for part in _chunks(len(slope), slope.shape[1], slope.device):
+        to_bias += slope[part].T.float() @ grad[part, 0]
+    return to_weight, to_bias.to(bias.dtype)
 
 
 def _to_slopes(logits: Tensor, targets: Tensor, bend: Bend) -> Tensor:
@@ -163,6 +168,11 @@ def _compiled() -> Callable[[Tensor, Tensor], Tensor]:
 
 def _straight(logits: Tensor) -> Tensor:
     return logits
+
+
+def bends(config: Any) -> bool:
+    """Whether a model does anything to its logits."""
+    return logit_curve(config) is not _straight
 
 
 def logit_curve(config: Any) -> Bend:

@@ -192,7 +192,8 @@ BLOCK = 32  # tokens of a sequence that a program of the attention takes
 def attend(
     q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int, scale: float, window: int
 ) -> tuple[Tensor, Tensor]:
-    """What `attention.packed_attention` gives, for sequences of few blocks. Numbers of a head lie side by side."""
+    """What `attention.packed_attention` gives, for sequences of few blocks. Numbers of a head must lie side by side."""
+    assert all(x.stride(2) == 1 and x.shape[2] == q.shape[2] for x in (q, k, v)), "heads are apart or of other sizes"
     out, sums = (
         torch.empty_like(q, memory_format=torch.contiguous_format),
         q.new_empty(q.shape[1::-1], dtype=torch.float32),

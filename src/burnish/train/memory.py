@@ -251,12 +251,13 @@ def walked_layers(shape: Shape) -> int:
 
 
 def head_bytes(shape: Shape, settings: Settings, trained: int) -> int:
-    """What the vocabulary head takes forwards: logits of a chunk with their slopes; where it is trained, a copy of itself and all slopes.
+    """What the vocabulary head takes forwards: logits of a chunk, which become their slopes; if trained, a copy of itself and all slopes.
 
-    As `model.head` has it. On the CPU a chunk's logits are float32 three times over.
+    Logits that are bent are there in float32 as well, with what autograd keeps of them and with their slopes. On the CPU a chunk is small,
+    and counted as three times its logits in float32.
     """
     device, number = torch.device(settings.device).type, number_bytes(settings)
-    chunk = min(LOGITS[device], trained * shape.vocabulary) * (12 if device == "cpu" else number)
+    chunk = min(LOGITS[device], trained * shape.vocabulary) * (12 if device == "cpu" else number + 20 * shape.bent)
     if not shape.head_trained:
         return chunk
     return (_kept_slopes(shape, settings, trained) or chunk) + number * shape.vocabulary * shape.hidden

@@ -159,7 +159,7 @@ def _lengthened(batch: Batch, more: int) -> Batch:
     return replace(
         batch,
         ids=pad(batch.ids, (0, more)),
-        pos=torch.cat([batch.pos, torch.arange(more)[None]], dim=1),
+        pos=torch.cat([batch.pos, torch.arange(more, device=batch.pos.device)[None]], dim=1),
         seq=pad(batch.seq, (0, more), value=-1),
         weight=pad(batch.weight, (0, more)),
         edges=torch.cat([batch.edges, batch.edges[-1:] + more]),

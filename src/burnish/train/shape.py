@@ -10,6 +10,7 @@ from torch import nn
 
 from burnish.model.adapt import layer_of, parameter_count
 from burnish.model.adapters import is_adapters
+from burnish.model.head import bends
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -27,7 +28,7 @@ class Shape:
     largest tensor outside of them. outside: trained outside of the layers. met, met_trained: weights of linear maps in the layers that a
     token is multiplied with, and those of them that are trained. gated: what gate and up alone make of `met`.
     walked: the share of the layers, from the top, that the backward pass walks through. beside: an adapter stands beside frozen weights.
-    tied: head and embeddings share their weights.
+    tied: head and embeddings share their weights. bent: the model caps or scales its logits.
     """
 
     layers: int
@@ -54,6 +55,7 @@ class Shape:
     beside: bool
     head_trained: bool
     tied: bool
+    bent: bool
 
 
 def shape_of(config: PretrainedConfig, model: nn.Module) -> Shape:
@@ -104,6 +106,7 @@ def shape_of(config: PretrainedConfig, model: nn.Module) -> Shape:
         beside=hasattr(model, "peft_config"),
         head_trained=any("embed" in name or "head" in name for name in trained if not is_adapters(name)),
         tied=bool(getattr(text, "tie_word_embeddings", False)) and _writes(model),
+        bent=bends(text),
     )
 
 
