@@ -259,6 +259,15 @@ def test_generated_code_gives_the_loss_and_gradients_of_plain_layers(make_net):
     assert distance(outcome(net), plain) < 1e-5
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_floats_are_constants_to_the_compiler_where_all_layers_have_the_same(make_net, alike):
+    net = make_net("llama", "full")
+    if not alike:
+        next(decoder_layers(net.model)).self_attn.scaling *= 2
+    accelerate(net, compile=True, backend="eager")
+    assert torch._dynamo.config.specialize_float == alike
+
+
 @pytest.fixture
 def brought_up(monkeypatch):
     """A function that lets compiling be expected and waits for it; gives what was compiled. The code generators are not started."""

@@ -123,6 +123,10 @@ def test_under_autocast_the_products_are_bf16(layer, config, tokens, way, traine
         assert 0 < float((ours.double() - exact).norm() / exact.norm()) < 0.02
 
 
+def test_what_is_done_to_the_logits_is_known_from_the_configuration(config):
+    assert head.bends(config) == (len(vars(config)) > 1)
+
+
 def test_a_frozen_head_keeps_nothing_as_wide_as_the_vocabulary(layer, config, tokens, way):
     layer.requires_grad_(False)
     logp = head_logp(layer, config, tokens[0].requires_grad_(), tokens[1])

@@ -235,6 +235,14 @@ def test_without_a_compiler_a_layer_is_kept_or_computed_again_as_a_whole(eight):
     assert memory.levels(PLAIN) == ("none", "all")
 
 
+def test_logits_that_are_bent_are_counted_in_float32_too():
+    straight = make_shape()
+    plain, bent = (memory.head_bytes(shape, CARD, 10_000) for shape in (straight, replace(straight, bent=True)))
+    assert not straight.bent
+    assert plain == 10_000 * 1000 * 2
+    assert bent - plain == 10_000 * 1000 * 20
+
+
 def test_a_head_that_is_trained_keeps_its_slopes_while_they_are_few():
     shape = make_shape(adapter=FULL)
     few, many = (memory.head_bytes(shape, CARD, tokens) for tokens in (10_000, 10_000_000))
