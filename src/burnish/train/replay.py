@@ -52,14 +52,14 @@ class Replayed:
         first = self._is_first()
         if self.refused:
             return self._plainly(first, objective, batch, factor)
-        padded_batch = padded(batch)
-        key = first, _key(padded_batch)
+        batch = padded(batch)
+        key = first, _key(batch)
         if key not in self._shapes:
             if len(self._shapes) >= MOST:
                 return self._plainly(first, objective, batch, factor)
-            self._shapes[key] = self._new(first, objective, padded_batch, factor)
+            self._shapes[key] = self._new(first, objective, batch, factor)
         own, own_factor, recording = self._shapes[key]
-        _fill(own, padded_batch)
+        _fill(own, batch)
         own_factor.copy_(factor, non_blocking=True)
         # A watched call may leave its work half done.
         before = [one.clone() for one in self.gradients] if recording.next_is_watched and not first else []
