@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, library, nn
 
-from burnish.model.frozen import FrozenLinear
+from burnish.model.frozen import FrozenLinear, linear_of
 
 E4M3 = torch.float8_e4m3fn
 MULTIPLE = 16  # sides that the tensor cores take
@@ -80,9 +80,7 @@ class Fp8Products(nn.Linear):
 
     def plain(self) -> nn.Linear:
         """An ordinary linear layer of the same parameters."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        linear.weight, linear.bias = self.weight, self.bias
-        return linear
+        return linear_of(self.weight, self.bias)
 
 
 class _Trained(torch.autograd.Function):

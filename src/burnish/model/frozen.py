@@ -50,9 +50,14 @@ class FrozenLinear(nn.Module):
 
     def plain(self) -> nn.Linear:
         """An ordinary linear layer with the same weight."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        linear.weight, linear.bias = nn.Parameter(self.dense(), requires_grad=False), self.bias
-        return linear
+        return linear_of(nn.Parameter(self.dense(), requires_grad=False), self.bias)
+
+
+def linear_of(weight: Any, bias: Any) -> nn.Linear:
+    """An ordinary linear layer of these very parameters, (out, in) and (out,) or None."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight, linear.bias = weight, bias
+    return linear
 
 
 class _Alone(torch.autograd.Function):
